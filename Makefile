@@ -1,0 +1,41 @@
+# Thin: sets up .venv when it is missing or out of date, then calls the tools in it.
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+PYTHON ?= python3
+STAMP  := $(VENV)/.installed
+# Address of PyTorch's index of CPU builds, to save 5 GB on a Linux machine without a GPU.
+TORCH_INDEX ?=
+export PATH := $(BIN):$(PATH)
+
+.PHONY: repro test lint setup clean
+
+repro: setup
+	dvc repro
+
+test: setup
+	PYTHONPATH=src python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	codespell
+
+setup: $(STAMP)
+
+# With TORCH_INDEX, torch and torchvision both come from there, and the pins of the CUDA builds do not apply.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowprior needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --upgrade pip
+	@if [ -n "$(TORCH_INDEX)" ]; then set -ex; \
+	  grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt > $(VENV)/constraints.txt; \
+	  python -m pip install --index-url "$(TORCH_INDEX)" torch torchvision; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[test,text]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .ckpt .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

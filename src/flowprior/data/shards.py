@@ -1,0 +1,276 @@
+"""Shards: arrays cut into blocks, blocks as `.npy` members of deterministic tars, tars under one manifest.
+
+The tars are webdataset's (`000000.vectors.npy`): `webdataset.WebDataset` reads them too. An
+uncompressed tar keeps each member in one piece, so a reader maps the arrays from disk and gathers
+any rows without loading the rest.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowprior.io import Artifact, ArtifactError, open_artifact, write_manifest
+
+Array = NDArray[Any]
+
+
+class ShardWriter:
+    """Write rows of named arrays, split by split, into shards of a directory.
+
+    Use inside `atomic_dir`; call `close` for the manifest. Equal rows give equal bytes.
+
+    Args:
+        directory: An empty directory.
+        rows_per_block: Rows of one `.npy` member.
+        blocks_per_shard: Members of each array in one tar.
+    """
+
+    def __init__(
+        self, directory: Path, rows_per_block: int = 8192, blocks_per_shard: int = 64
+    ) -> None:
+        self._directory = directory
+        self._rows_per_block = rows_per_block
+        self._blocks_per_shard = blocks_per_shard
+        self._splits: dict[str, dict[str, Any]] = {}
+        self._pending: dict[str, list[dict[str, Array]]] = {}
+        self._tar: Any = None
+        self._open_shard: tuple[str, int] | None = None
+
+    def write(self, split: str, arrays: Mapping[str, Array]) -> None:
+        """Append rows to a split.
+
+        Args:
+            split: `train` or `validation`; a split that is done cannot be taken up again after
+                another.
+            arrays: Arrays with the same number of rows; names, dtypes and trailing shapes stay the
+                same within a split.
+
+        Raises:
+            ValueError: The arrays disagree with one another or with what was written.
+        """
+        rows = {len(array) for array in arrays.values()}
+        if len(rows) != 1:
+            raise ValueError(
+                f"arrays of one call must have equally many rows, found {sorted(rows)}"
+            )
+        fields = {
+            name: {"dtype": array.dtype.str, "shape": list(array.shape[1:])}
+            for name, array in sorted(arrays.items())
+        }
+        facts = self._splits.setdefault(split, {"fields": fields, "rows": 0, "blocks": []})
+        if facts["fields"] != fields:
+            raise ValueError(f"split {split!r} holds {facts['fields']}, cannot append {fields}")
+        pending = self._pending.setdefault(split, [])
+        pending.append({name: np.asarray(array) for name, array in arrays.items()})
+        while sum(len(next(iter(part.values()))) for part in pending) >= self._rows_per_block:
+            merged = self._merge(split)
+            self._write_block(split, {k: v[: self._rows_per_block] for k, v in merged.items()})
+            self._pending[split] = pending = [
+                {k: v[self._rows_per_block :] for k, v in merged.items()}
+            ]
+
+    def close(self, *, kind: str, provenance: Mapping[str, object], **facts: object) -> None:
+        """Write what is pending and the manifest; see `io.write_manifest`."""
+        for split in self._splits:
+            merged = self._merge(split)
+            if len(next(iter(merged.values()))):
+                self._write_block(split, merged)
+        self._close_tar()
+        write_manifest(
+            self._directory, kind=kind, provenance=provenance, splits=self._splits, **facts
+        )
+
+    def _merge(self, split: str) -> dict[str, Array]:
+        pending = self._pending[split]
+        return {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
+
+    def _write_block(self, split: str, arrays: Mapping[str, Array]) -> None:
+        from webdataset import TarWriter
+
+        facts = self._splits[split]
+        index = len(facts["blocks"])
+        shard = index // self._blocks_per_shard
+        name = f"{split}-{shard:06d}.tar"
+        if self._open_shard != (split, shard):
+            self._close_tar()
+            self._tar = TarWriter(str(self._directory / name), encoder=False, mtime=0)
+            self._open_shard = (split, shard)
+        sample: dict[str, Any] = {"__key__": f"{index:06d}"}
+        for field, array in sorted(arrays.items()):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(
+                buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+            )
+            sample[f"{field}.npy"] = buffer.getvalue()
+        self._tar.write(sample)
+        rows = len(next(iter(arrays.values())))
+        facts["blocks"].append({"shard": name, "key": sample["__key__"], "rows": rows})
+        facts["rows"] += rows
+
+    def _close_tar(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
+
+class Column:
+    """One array of one split, mapped from disk block by block.
+
+    Attributes:
+        shape: As numpy's.
+        dtype: As numpy's.
+    """
+
+    def __init__(self, blocks: list[Array]) -> None:
+        self._blocks = blocks
+        self._starts = np.cumsum([0, *(len(block) for block in blocks)])
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *blocks[0].shape[1:])
+        self.dtype = blocks[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> Iterator[Array]:
+        """The blocks in order, each a read-only map of the file."""
+        return iter(self._blocks)
+
+    def gather(self, rows: Any) -> Array:
+        """Rows by index, in the order asked for, copied to memory.
+
+        Raises:
+            IndexError: An index is out of range.
+        """
+        rows = np.asarray(rows)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(
+                f"row indices must lie in [0, {len(self)}), found {rows.min()} .. {rows.max()}"
+            )
+        if len(self._blocks) == 1:
+            return np.asarray(self._blocks[0][rows])
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        home = np.searchsorted(self._starts, rows, side="right") - 1
+        for block in np.unique(home):
+            here = home == block
+            out[here] = self._blocks[block][rows[here] - self._starts[block]]
+        return out
+
+    def read(self) -> Array:
+        """The whole array in memory."""
+        return np.concatenate(self._blocks)
+
+
+class ShardReader:
+    """Read an artifact made by `ShardWriter`, verified on opening.
+
+    Args:
+        artifact: See `ShardReader.open`.
+
+    Attributes:
+        path: The directory.
+        manifest: Its manifest.
+        digest: Fixes every byte.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.path = artifact.path
+        self.manifest = artifact.manifest
+        self.digest = artifact.digest
+
+    @classmethod
+    def open(cls, path: Path, kind: str, made_by: str) -> Self:
+        """Verify and open; see `io.open_artifact`.
+
+        Raises:
+            ArtifactError: The artifact cannot be trusted.
+        """
+        return cls(open_artifact(path, kind, made_by))
+
+    def rows(self, split: str) -> int:
+        """Rows of a split."""
+        return int(self._split(split)["rows"])
+
+    def column(self, split: str, field: str) -> Column:
+        """One array of a split.
+
+        Raises:
+            ArtifactError: There is no such split or field, it is empty, or a shard is not what the
+                manifest says.
+        """
+        facts = self._split(split)
+        if field not in facts["fields"]:
+            raise ArtifactError(
+                f"{self.path} has no array {field!r} in split {split!r}, only {sorted(facts['fields'])}"
+            )
+        expected = facts["fields"][field]
+        blocks = []
+        members: dict[str, dict[str, tuple[int, int]]] = {}
+        for block in facts["blocks"]:
+            shard = block["shard"]
+            if shard not in self.manifest["files"]:
+                raise ArtifactError(f"{self.path / shard} is not among the files of its manifest")
+            if shard not in members:
+                members[shard] = _members(self.path / shard)
+            name = f"{block['key']}.{field}.npy"
+            if name not in members[shard]:
+                raise ArtifactError(f"{self.path / shard} has no member {name!r}")
+            shape = (block["rows"], *expected["shape"])
+            blocks.append(
+                _map_npy(
+                    self.path / shard,
+                    name,
+                    members[shard][name],
+                    np.dtype(expected["dtype"]),
+                    shape,
+                )
+            )
+        if not blocks:
+            raise ArtifactError(f"split {split!r} of {self.path} is empty")
+        return Column(blocks)
+
+    def _split(self, split: str) -> Any:
+        splits = self.manifest.get("splits", {})
+        if split not in splits:
+            raise ArtifactError(f"{self.path} has no split {split!r}, only {sorted(splits)}")
+        return splits[split]
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Name to (offset, size) of the regular files of a tar; anything else in it is an error."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            infos = tar.getmembers()
+    except (tarfile.TarError, OSError) as error:
+        raise ArtifactError(f"{path} is not an uncompressed tar: {error}") from None
+    for info in infos:
+        if not info.isreg() or "/" in info.name:
+            raise ArtifactError(f"{path} holds {info.name!r}, which is not a plain file of its own")
+    return {info.name: (info.offset_data, info.size) for info in infos}
+
+
+def _map_npy(
+    path: Path, name: str, place: tuple[int, int], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Array:
+    """Map one `.npy` member, after checking that its header says what the manifest says."""
+    offset, size = place
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            np.lib.format.read_magic(file)
+            found = np.lib.format.read_array_header_1_0(file)
+        except (ValueError, EOFError) as error:
+            raise ArtifactError(f"{path}: member {name!r} is not an .npy array: {error}") from None
+        start = file.tell()
+    if found != (shape, False, dtype):
+        raise ArtifactError(
+            f"{path}: member {name!r} holds {found}, expected {(shape, False, dtype)}"
+        )
+    if start - offset + int(np.prod(shape)) * dtype.itemsize != size or dtype.hasobject:
+        raise ArtifactError(f"{path}: member {name!r} has {size} bytes, too few or too many")
+    if not np.prod(shape):
+        return np.empty(shape, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)

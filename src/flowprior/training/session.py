@@ -1,0 +1,416 @@
+"""What every training loop shares: device, ranks, precision, updates, averages, checkpoints, curves.
+
+The loop itself stays in the stage:
+
+    with Session("train_flow", config=..., inputs=..., seed=0, plan=plan) as session:
+        learner = session.learner("velocity", velocity, optimizer)
+        for step in session.steps():
+            loss = ...
+            learner.update(loss)
+            session.log(step, loss=loss)
+
+A run that was killed goes on from its last checkpoint and ends bit-identical (on a CPU) to one that
+was not, because every draw comes from (seed, tag, step). A checkpoint is found by a key: the hash
+of configuration, input digests and code; another key never sees it.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from flowprior import rng
+from flowprior.io import digest, file_digest, write_atomic
+from flowprior.optim import Schedule, adamw, moving_average, schedule
+from flowprior.training.tracking import Tracker
+
+FINISHED_KEPT = 4
+
+
+class Optimizer(NamedTuple):
+    """How a learner is optimised (AdamW).
+
+    Attributes:
+        lr: Peak learning rate.
+        warmup_steps: Steps of linear warm-up.
+        schedule: What follows.
+        beta2: Second moment's decay; the first is 0.9.
+        weight_decay: On tensors of two or more dims.
+        max_grad_norm: Gradients are clipped to it.
+        ema_decay: Decay of the weights' moving average.
+    """
+
+    lr: float
+    warmup_steps: int
+    schedule: Schedule
+    beta2: float
+    weight_decay: float
+    max_grad_norm: float
+    ema_decay: float
+
+
+class Plan(NamedTuple):
+    """How long a session runs and how often it looks up.
+
+    Attributes:
+        num_steps: Updates in all.
+        log_steps: Updates between two rows of the training curve.
+        checkpoint_steps: Updates between two checkpoints.
+        precision: `fp32`, or `bf16` autocast.
+    """
+
+    num_steps: int
+    log_steps: int
+    checkpoint_steps: int
+    precision: Literal["fp32", "bf16"]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite; the message names stage, step and the last good checkpoint."""
+
+
+class Learner:
+    """A module with its optimiser, schedule and moving average. Made by `Session.learner`.
+
+    Attributes:
+        module: As prepared for the launch (possibly wrapped for many ranks): call it to train.
+        averaged: The moving average: use it for what is kept.
+    """
+
+    def __init__(
+        self, session: "Session", name: str, module: nn.Module, optimizer: Optimizer
+    ) -> None:
+        accelerator = session.accelerator
+        module = module.to(accelerator.device)
+        self._average = moving_average(module, optimizer.ema_decay)
+        inner = adamw(module, optimizer.lr, (0.9, optimizer.beta2), optimizer.weight_decay)
+        self._rates = schedule(
+            inner, optimizer.schedule, session.plan.num_steps, optimizer.warmup_steps
+        )
+        self.module = accelerator.prepare_model(module)
+        self._optimizer = inner
+        self._max_grad_norm = optimizer.max_grad_norm
+        self._session = session
+        self._name = name
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The moving average of the module's weights."""
+        return self._average.module
+
+    def update(self, loss: Tensor) -> Tensor:
+        """One step down the gradient of `loss`; returns the gradient's norm before clipping.
+
+        Raises:
+            NonFiniteError: Loss or gradient is not finite; nothing was changed.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            raise self._session.non_finite(self._name, "loss", loss)
+        self._session.accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
+        if not torch.isfinite(norm):
+            raise self._session.non_finite(self._name, "gradient norm", norm)
+        self._optimizer.step()
+        self._rates.step()
+        self._average.update_parameters(self._session.accelerator.unwrap_model(self.module))
+        return norm
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next update."""
+        return float(self._rates.get_last_lr()[0])
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return {
+            "module": self._session.accelerator.unwrap_model(self.module).state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rates": self._rates.state_dict(),
+            "average": self._average.state_dict(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state."""
+        self._session.accelerator.unwrap_model(self.module).load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._rates.load_state_dict(state["rates"])
+        self._average.load_state_dict(state["average"])
+
+
+class Session:
+    """See the module.
+
+    Args:
+        stage: Its name; also the folder of its checkpoints.
+        config: The resolved parameters that the result depends on, JSON-able.
+        inputs: Digest of every input.
+        seed: Of the run.
+        plan: Lengths and cadences.
+        root: The repository; `.ckpt` and the tracking database are there.
+
+    Attributes:
+        accelerator: Device, ranks and precision.
+        curves: Logged rows by table, for instance `curves["train"]`.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        seed: int,
+        plan: Plan,
+        root: Path,
+    ) -> None:
+        self.accelerator = start_accelerator(plan.precision)
+        self.stage = stage
+        self.seed = seed
+        self.plan = plan
+        self.curves: dict[str, list[dict[str, float]]] = {}
+        self.seconds = 0.0
+        self.started_at_step = 0
+        key = digest([stage, dict(config), dict(inputs), code_digest()])[:20]
+        self.folder = root / ".ckpt" / stage / key
+        self._sums: dict[str, Tensor] = {}
+        self._since_log = 0
+        self._step = 0
+        self._learners: dict[str, Learner] = {}
+        self._lock: Any = None
+        self.tracker = Tracker(stage, config, root, enabled=self.is_main)
+
+    def __enter__(self) -> Self:
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self.folder / "lock", self.stage)
+            _forget_finished(self.folder)
+        self.accelerator.wait_for_everyone()
+        self.tracker.start(self.folder / "tracking.json")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.tracker.finish({}, status="FAILED" if kind is not KeyboardInterrupt else "KILLED")
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def learner(self, name: str, module: nn.Module, optimizer: Optimizer) -> Learner:
+        """Register a module to train; all learners must exist before `steps`."""
+        self._learners[name] = Learner(self, name, module, optimizer)
+        return self._learners[name]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The session's precision, for what is not a learner's forward."""
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def generator(self, *tags: str | int) -> torch.Generator:
+        """A generator for one purpose; equal on all ranks, so draw for the global batch and `share` it."""
+        return rng.generator(self.seed, self.stage, *tags)
+
+    def share(self, batch: Tensor, dim: int = 0) -> Tensor:
+        """This rank's part of something drawn for the global batch, on this rank's device."""
+        ranks = self.accelerator.num_processes
+        if batch.shape[dim] % ranks:
+            raise ValueError(
+                f"a batch of {batch.shape[dim]} cannot be split over {ranks} ranks; change the batch or the launch"
+            )
+        part: Tensor = batch.chunk(ranks, dim)[self.accelerator.process_index]
+        return part.to(self.device)
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers, from the last checkpoint to the end; saves on the way and at the end."""
+        first = self._restore()
+        self.started_at_step = first
+        bar = tqdm(
+            total=self.plan.num_steps,
+            initial=first,
+            desc=self.stage,
+            unit="step",
+            disable=None if self.is_main else True,
+        )
+        clock = time.perf_counter()
+        with bar:
+            self._bar = bar
+            for step in range(first, self.plan.num_steps):
+                yield step
+                bar.update()
+                self._step = step + 1
+                if (step + 1) % self.plan.checkpoint_steps == 0 and step + 1 < self.plan.num_steps:
+                    now = time.perf_counter()
+                    self.seconds, clock = self.seconds + now - clock, now
+                    self._save(step + 1)
+        self.seconds += time.perf_counter() - clock
+        if first < self.plan.num_steps:
+            self._save(self.plan.num_steps)
+
+    def log(self, step: int, **values: Tensor | float) -> None:
+        """Add to the training curve; rows are means over `log_steps` updates and over ranks."""
+        for name, value in values.items():
+            value = torch.as_tensor(value).detach().to("cpu", torch.float64)
+            self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64)) + value
+        self._since_log += 1
+        if (step + 1) % self.plan.log_steps == 0 or step + 1 == self.plan.num_steps:
+            row = {name: float(total) / self._since_log for name, total in self._sums.items()}
+            if self.accelerator.num_processes > 1:
+                stacked = torch.tensor(list(row.values()), device=self.device)
+                row = dict(zip(row, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
+            self._sums, self._since_log = {}, 0
+            self.record("train", step + 1, row)
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
+            if self.is_main and self._bar.disable:
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+                print(
+                    f"{self.stage}  step {step + 1}/{self.plan.num_steps}  {shown}", file=sys.stderr
+                )
+
+    def record(self, table: str, step: int, row: Mapping[str, float]) -> None:
+        """Append a row to a curve of its own cadence."""
+        self.curves.setdefault(table, []).append({"step": step, **row})
+        self.tracker.log(step, {f"{table}/{name}": value for name, value in row.items()})
+
+    def non_finite(self, name: str, what: str, value: Tensor) -> NonFiniteError:
+        """The error for a loss or gradient that is not finite."""
+        saved = self.folder / "state.pt"
+        kept = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
+        return NonFiniteError(
+            f"{self.stage}: the {what} of the {name} is {float(value)} at step {self._step}; "
+            f"{kept}. Lower the learning rate or the weight, or look at the inputs"
+        )
+
+    def _save(self, step: int) -> None:
+        if not self.is_main:
+            return
+        state = {
+            "step": step,
+            "seconds": self.seconds,
+            "learners": {name: learner.state() for name, learner in self._learners.items()},
+            "curves": json.dumps(self.curves),
+            "sums": self._sums,
+            "since_log": self._since_log,
+        }
+        scratch = self.folder / "state.pt.tmp"
+        torch.save(state, scratch)
+        os.replace(scratch, self.folder / "state.pt")
+        if step == self.plan.num_steps:
+            write_atomic(self.folder / "finished", "")
+
+    def _restore(self) -> int:
+        self.accelerator.wait_for_everyone()
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return 0
+        untouched = {name: deepcopy(learner.state()) for name, learner in self._learners.items()}
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            for name, learner in self._learners.items():
+                learner.load(state["learners"][name])
+            curves = json.loads(state["curves"])
+            sums, since_log = dict(state["sums"]), int(state["since_log"])
+            seconds, step = float(state["seconds"]), int(state["step"])
+        except Exception as error:  # torch.load raises whatever the damaged bytes provoke
+            for name, learner in self._learners.items():
+                learner.load(untouched[name])
+            self.accelerator.wait_for_everyone()
+            if self.is_main:
+                aside = path.with_suffix(".damaged")
+                os.replace(path, aside)
+                (self.folder / "finished").unlink(missing_ok=True)
+                print(
+                    f"{self.stage}: WARNING the checkpoint {path} cannot be read ({error}); "
+                    f"it was set aside as {aside.name} and the stage starts over",
+                    file=sys.stderr,
+                )
+            return 0
+        self.curves, self._sums, self._since_log, self.seconds = curves, sums, since_log, seconds
+        self._step = step
+        if self.is_main:
+            print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)
+        return step
+
+
+def start_accelerator(precision: str = "fp32") -> Accelerator:
+    """Device and ranks as launched; ranks on CPUs must be told so, else they would not know of one another."""
+    gpu = torch.cuda.is_available()
+    if not gpu and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        # torchrun sets OMP_NUM_THREADS=1 for its workers.
+        share = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
+        torch.set_num_threads(max(1, share))
+    return Accelerator(cpu=not gpu, mixed_precision="bf16" if precision == "bf16" else "no")
+
+
+def code_digest() -> str:
+    """Hash of the project's code that is loaded: the running script and the modules of flowprior."""
+    files = {
+        name: Path(module.__file__)
+        for name, module in sys.modules.items()
+        if name.split(".")[0] == "flowprior" and module.__file__ is not None
+    }
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script is not None and Path(script).suffix == ".py":
+        files["__main__"] = Path(script)
+    return digest({name: file_digest(path) for name, path in sorted(files.items())})
+
+
+def hold(path: Path, what: str) -> Any:
+    """Take an exclusive lock on a file, waiting (and saying for whom) while another process has it."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        print(
+            f"{what}: waiting for {file.read().strip() or 'another process'}, which does the same work",
+            file=sys.stderr,
+        )
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _forget_finished(folder: Path) -> None:
+    """Remove the stage's finished checkpoints of other keys, but for the newest few.
+
+    Those may belong to runs that were killed before dvc.lock was written.
+    """
+    finished = [
+        other / "finished"
+        for other in folder.parent.iterdir()
+        if other != folder and (other / "finished").exists()
+    ]
+    finished.sort(key=lambda marker: marker.stat().st_mtime, reverse=True)
+    for marker in finished[FINISHED_KEPT:]:
+        shutil.rmtree(marker.parent, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""Encode all images, and measure what the latents are and what they keep.
+
+Reads   images, data/autoencoder/
+Writes  data/latents/                  shards: latents float16 [n, 1 or 2, tokens, d] (image, flip),
+labels;
+                                       mean and std of the training latents in the manifest
+        metrics/encode_latents.json    rFD, PSNR, SSIM, latent statistics, linear probe
+"""
+
+import params
+from params import Params
+
+params.check(__name__)
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluator import open_evaluator
+from flowprior.data.images import SPLITS, ImageSet, batches, open_images
+from flowprior.data.shards import ShardReader, ShardWriter
+from flowprior.data.trained import load_trained
+from flowprior.io import atomic_dir, provenance, write_json
+from flowprior.metrics.generation import generation_metrics
+from flowprior.metrics.moments import Moments
+from flowprior.metrics.probe import linear_probe_accuracy
+from flowprior.metrics.reconstruction import psnr_db, ssim, to_uint8
+from flowprior.models.autoencoder import Autoencoder, autoencoder_from
+from flowprior.training.session import start_accelerator
+from flowprior.training.tracking import Tracker
+
+STAGE = "encode_latents"
+
+
+def main(cfg: Params, root: Path) -> None:
+    """Run the stage in a workspace."""
+    started = time.perf_counter()
+    scale, config = cfg.scale.encode_latents, cfg.tracked(STAGE)
+    tracker = Tracker(STAGE, config, params.state_root(root))
+    tracker.start()
+    where = root / "data/autoencoder"
+    trained = load_trained(where, "autoencoder", "the stage `train_ae`")
+    device = start_accelerator().device
+    autoencoder = trained.into(autoencoder_from(trained.config), where).to(device)
+    images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
+    moments: Moments | None = None
+    with atomic_dir(root / "data/latents") as out:
+        writer = ShardWriter(out)
+        for split in SPLITS:
+            pieces = list(batches(len(images[split]), scale.batch_images))
+            for piece in tqdm(pieces, desc=f"{STAGE} {split}", disable=None):
+                latents = encode(autoencoder, images[split].images(piece).to(device), scale.flip)
+                if split == "train":
+                    moments = moments or Moments(latents.shape[-1])
+                    moments.update(latents.flatten(0, -2))
+                labels = images[split].labels[piece.start : piece.stop]
+                writer.write(
+                    split,
+                    {
+                        "latents": latents.to(torch.float16).cpu().numpy(),
+                        "labels": labels.numpy(),
+                    },
+                )
+        if moments is None:
+            raise ValueError("there are no training images")
+        inputs = {
+            "autoencoder": trained.digest,
+            **{f"{split}_images": images[split].digest for split in SPLITS},
+        }
+        writer.close(
+            kind="latents",
+            provenance=provenance(config, inputs, "torch", "timm", "numpy"),
+            num_classes=images["train"].num_classes,
+            mean=moments.mean.tolist(),
+            std=moments.std,
+        )
+    evaluator = open_evaluator(cfg.images.source, images["train"])
+    latents = ShardReader.open(root / "data/latents", "latents", f"the stage `{STAGE}`")
+    stds = moments.covariance.diagonal().sqrt()
+    metrics = {
+        **reconstruction_metrics(
+            autoencoder, images["validation"], evaluator.extractor, scale.batch_images, device
+        ),
+        "linear_probe_accuracy": _probe(latents),
+        "latent_std": moments.std,
+        "latent_std_min": float(stds.min()),
+        "latent_std_max": float(stds.max()),
+        "latent_mean_norm": float(moments.mean.norm()),
+        "effective_rank": moments.effective_rank,
+        "num_train_latents": moments.count,
+        "num_images": len(images["validation"]),
+        "extractor": evaluator.extractor,
+        "seed": cfg.seed,
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(root / f"metrics/{STAGE}.json", metrics)
+    tracker.finish(metrics)
+
+
+@torch.no_grad()
+def encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> Tensor:
+    """Latents [b, 1 or 2, n, d] of images and, behind them, of their mirror images; a posterior gives its mean."""
+    views = [images, images.flip(-1)] if flip else [images]
+    return torch.stack([autoencoder.encode(view).mean.float() for view in views], dim=1)
+
+
+@torch.no_grad()
+def reconstruction_metrics(
+    autoencoder: Autoencoder, images: ImageSet, extractor: str, batch: int, device: torch.device
+) -> dict[str, float | None]:
+    """PSNR, SSIM and the Fréchet distance of reconstructions of held-out images."""
+    restored, real, psnrs, ssims = [], [], [], []
+    for piece in batches(len(images), batch):
+        original = images.images(piece)
+        output = autoencoder(original.to(device))[0].float().cpu()
+        psnrs.append(psnr_db(output, original))
+        ssims.append(ssim(output, original))
+        restored.append(to_uint8(output))
+        real.append(to_uint8(original))
+    found = generation_metrics(
+        torch.cat(restored), torch.cat(real), extractor, with_diversity=False
+    )
+    return {
+        **{f"r{name}": value for name, value in found.items()},
+        "psnr_db": float(torch.cat(psnrs).mean()),
+        "ssim": float(torch.cat(ssims).mean()),
+        "lpips": None,  # VGG's five poolings leave nothing of 8 x 8 pixels
+    }
+
+
+def _probe(latents: ShardReader) -> float:
+    """Linear probe on the latents of the unflipped images."""
+    data = []
+    for split in SPLITS:
+        vectors = latents.column(split, "latents").read()[:, 0]
+        data += [vectors.reshape(len(vectors), -1), latents.column(split, "labels").read()]
+    return linear_probe_accuracy(*data)
+
+
+if __name__ == "__main__":
+    main(params.load_params(), params.ROOT)

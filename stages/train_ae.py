@@ -1,0 +1,195 @@
+"""Train the autoencoder while its latents are pulled towards the prior.
+
+Reads   images, data/targets/, data/flow_prior/
+Writes  data/autoencoder/               weights (moving average), config
+        metrics/train_ae.json           losses; how L_align follows mean log r_k over training (Fig.
+        4) metrics/curves/train_ae.csv, metrics/curves/alignment.csv
+        metrics/figures/alignment.png
+"""
+
+import params
+from params import Params
+
+params.check(__name__)
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from figures import alignment_figure, save_figure
+from flowprior import rng
+from flowprior.data.images import SPLITS, ImageSet, batches, open_images
+from flowprior.data.shards import ShardReader
+from flowprior.data.trained import save_trained
+from flowprior.io import provenance, write_csv, write_json
+from flowprior.metrics.correlation import correlations
+from flowprior.metrics.neighbours import NeighbourIndex
+from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
+from flowprior.objectives import Draw, build_objective
+from flowprior.prior import FlowPrior
+from flowprior.training.session import Optimizer, Plan, Session
+
+STAGE = "train_ae"
+NEIGHBOURS = (1, 5, 10)
+EVAL_DRAWS = 16
+EVAL_BATCH = 512
+
+
+def main(cfg: Params, root: Path) -> None:
+    """Run the stage in a workspace."""
+    scale, config = cfg.scale.train_ae, cfg.tracked(STAGE)
+    targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
+    prior = FlowPrior.load(root / "data/flow_prior")
+    train, held_out = (open_images(split=split, **cfg.image_source) for split in SPLITS)
+    shape = Shape(
+        image_size=cfg.scale.images.size,
+        channels=train.images([0]).shape[1],
+        patch_size=scale.patch_size,
+        num_latents=scale.num_latents,
+        latent_dim=prior.dim,
+        width=scale.width,
+        depth=scale.depth,
+        num_heads=scale.num_heads,
+    )
+    inputs = {
+        "images": train.digest,
+        "held_out_images": held_out.digest,
+        "targets": targets.digest,
+        "flow_prior": prior.digest,
+    }
+    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
+    with Session(
+        STAGE,
+        config=config,
+        inputs=inputs,
+        seed=cfg.seed,
+        plan=plan,
+        root=params.state_root(root),
+    ) as session:
+        with rng.scoped(cfg.seed, STAGE, "init"):
+            autoencoder = build_autoencoder(shape, cfg.autoencoder.bottleneck)
+        learner = session.learner(
+            "autoencoder", autoencoder, Optimizer(**scale.optimizer.model_dump())
+        )
+        prior.to(session.device)
+        objective = build_objective(cfg.align.objective, prior, cfg.align.num_draws)
+        watch = AlignmentWatch(prior, targets, cfg.seed)
+        rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
+        for step in session.steps():
+            draw = session.generator("step", step)
+            rows = torch.randint(len(train), (scale.batch_images,), generator=draw)
+            images = train.images(session.share(rows).cpu()).to(session.device)
+            noise = torch.randn(
+                scale.batch_images, shape.num_latents, shape.latent_dim, generator=draw
+            )
+            restored, codes = learner.module(images, session.share(noise))
+            reconstruction = (restored.float() - images).square().mean()
+            alignment = objective(codes, Draw(draw, scale.batch_images, session.share))
+            loss = reconstruction + cfg.align.weight * alignment
+            norm = learner.update(loss)
+            session.log(
+                step,
+                loss=loss,
+                reconstruction=reconstruction,
+                alignment=alignment,
+                grad_norm=norm,
+            )
+            if session.is_main and (step + 1) % scale.eval_steps == 0:
+                latents = _latents(learner.averaged, held_out, rows_watched, session.device)
+                session.record("alignment", step + 1, watch(latents))
+        if session.is_main:
+            save_trained(
+                root / "data/autoencoder",
+                "autoencoder",
+                learner.averaged,
+                {"shape": shape._asdict(), "bottleneck": cfg.autoencoder.bottleneck},
+                provenance(config, inputs, "torch", "timm"),
+            )
+            curves = session.curves
+            write_csv(root / f"metrics/curves/{STAGE}.csv", curves["train"])
+            write_csv(root / "metrics/curves/alignment.csv", curves.get("alignment", []))
+            metrics = summarise(curves, cfg.seed) | {
+                "num_latents": len(rows_watched) * shape.num_latents,
+                "seed": cfg.seed,
+                "seconds": session.seconds,
+                "images_per_second": scale.steps * scale.batch_images / session.seconds,
+            }
+            write_json(root / f"metrics/{STAGE}.json", metrics)
+            figure = root / "metrics/figures/alignment.png"
+            save_figure(_figure(curves.get("alignment", []), metrics), figure)
+            session.tracker.finish(metrics, [figure])
+
+
+class AlignmentWatch:
+    """L_align and mean log r_k of latents, with the same noise and times at every look (Fig. 4, arXiv:2506.05240)."""
+
+    def __init__(self, prior: FlowPrior, targets: ShardReader, seed: int) -> None:
+        self._prior = prior
+        self._index = NeighbourIndex(targets.column("train", "vectors").read())
+        self._seed = seed
+
+    def __call__(self, latents: Tensor) -> dict[str, float]:
+        """One row of the curve, for latents [n, d]."""
+        draw = rng.generator(self._seed, STAGE, "watch")
+        with torch.no_grad():
+            loss = self._prior.alignment_loss(latents, draw, EVAL_DRAWS)
+        distances = self._index.mean_log_distance(latents.cpu().numpy(), NEIGHBOURS)
+        return {"alignment_loss": float(loss)} | {
+            f"mean_log_r{k}": distance for k, distance in distances.items()
+        }
+
+
+def summarise(
+    curves: dict[str, list[dict[str, float]]], seed: int
+) -> dict[str, float | int | None]:
+    """Last losses, and how the alignment loss follows the nearest-neighbour proxy over training."""
+    last = curves["train"][-1]
+    metrics: dict[str, float | int | None] = {
+        name: last[name] for name in ("loss", "reconstruction", "alignment")
+    }
+    looks = curves.get("alignment", [])
+    metrics["num_looks"] = len(looks)
+    losses = [row["alignment_loss"] for row in looks]
+    metrics["held_out_alignment_loss"] = losses[-1] if losses else None
+    for k in NEIGHBOURS:
+        distances = [row[f"mean_log_r{k}"] for row in looks]
+        metrics[f"mean_log_r{k}"] = distances[-1] if distances else None
+        found = correlations(losses, distances, seed)
+        for name in ("pearson", "spearman"):
+            value = found.get(name)
+            metrics[f"{name}_r{k}"] = value.value if value else None
+            metrics[f"{name}_r{k}_low"] = value.low if value else None
+            metrics[f"{name}_r{k}_high"] = value.high if value else None
+    return metrics
+
+
+def _figure(looks: list[dict[str, float]], metrics: dict[str, float | int | None]) -> Figure:
+    k = NEIGHBOURS[1]
+    values = [metrics[f"spearman_r{k}{end}"] for end in ("", "_low", "_high")]
+    caption = "" if None in values else "Spearman {:.2f}, 95% CI [{:.2f}, {:.2f}]".format(*values)
+    return alignment_figure(looks, k, caption)
+
+
+def _some_rows(n: int, wanted: int, seed: int) -> Tensor:
+    """Distinct rows, ascending; all where fewer than wanted are there."""
+    order = torch.randperm(n, generator=rng.generator(seed, STAGE, "rows"))
+    return order[: max(1, wanted)].sort().values
+
+
+def _latents(
+    autoencoder: Autoencoder, images: ImageSet, rows: Tensor, device: torch.device
+) -> Tensor:
+    """Latents of the given images as vectors [n, d], from the moving average of the weights."""
+    autoencoder.eval()
+    with torch.no_grad():
+        parts = [
+            autoencoder.encode(images.images(rows[list(piece)]).to(device)).mean.flatten(0, 1)
+            for piece in batches(len(rows), EVAL_BATCH)
+        ]
+    return torch.cat(parts).float()
+
+
+if __name__ == "__main__":
+    main(params.load_params(), params.ROOT)

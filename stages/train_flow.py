@@ -1,0 +1,113 @@
+"""Fit the flow prior: a velocity field that carries noise to the projected features.
+
+Reads   data/targets/
+Writes  data/flow_prior/            velocity, projection, config
+        metrics/train_flow.json     held-out loss, gap to the irreducible loss where known, C2ST,
+        NLL metrics/curves/train_flow.csv
+"""
+
+import params
+from params import Params
+
+params.check(__name__)
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowprior import rng
+from flowprior.data.shards import Column, ShardReader
+from flowprior.flow.losses import flow_matching_loss, grouped_loss
+from flowprior.flow.path import group_vectors, stratified_times
+from flowprior.io import load_tensors, provenance, read_json, write_csv, write_json
+from flowprior.metrics.two_sample import classifier_two_sample
+from flowprior.models.projection import Projection
+from flowprior.models.velocity import VelocityMLP
+from flowprior.prior import FlowPrior
+from flowprior.training.session import Optimizer, Plan, Session
+
+STAGE = "train_flow"
+EVAL_DRAWS = 16
+
+
+def main(cfg: Params, root: Path) -> None:
+    """Run the stage in a workspace."""
+    scale, config = cfg.scale.train_flow, cfg.tracked(STAGE)
+    targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
+    train = targets.column("train", "vectors")
+    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
+    with Session(
+        STAGE,
+        config=config,
+        inputs={"targets": targets.digest},
+        seed=cfg.seed,
+        plan=plan,
+        root=params.state_root(root),
+    ) as session:
+        with rng.scoped(cfg.seed, STAGE, "init"):
+            velocity = VelocityMLP(train.shape[1], scale.width, scale.depth)
+        learner = session.learner("velocity", velocity, Optimizer(**scale.optimizer.model_dump()))
+        for step in session.steps():
+            draw = session.generator("step", step)
+            batch = _rows(train, torch.randint(len(train), (scale.batch_vectors,), generator=draw))
+            t = stratified_times(scale.time_groups, batch, draw)
+            data, noise = (
+                session.share(group_vectors(vectors, scale.time_groups))
+                for vectors in (batch, rng.normal_like(batch, draw))
+            )
+            loss = flow_matching_loss(learner.module, data, noise, session.share(t)).mean()
+            norm = learner.update(loss)
+            session.log(step, loss=loss, grad_norm=norm)
+        if session.is_main:
+            prior = FlowPrior(learner.averaged.cpu(), _projection(targets.path), scale.time_groups)
+            prior.save(
+                root / "data/flow_prior",
+                provenance(config, {"targets": targets.digest}, "torch"),
+                source=targets.manifest["source"],
+            )
+            write_csv(root / f"metrics/curves/{STAGE}.csv", session.curves["train"])
+            metrics = evaluate(prior, targets, scale.eval_vectors, cfg.seed)
+            metrics |= {
+                "seed": cfg.seed,
+                "seconds": session.seconds,
+                "vectors_per_second": scale.steps * scale.batch_vectors / session.seconds,
+            }
+            write_json(root / f"metrics/{STAGE}.json", metrics)
+            session.tracker.finish(metrics)
+
+
+def evaluate(
+    prior: FlowPrior, targets: ShardReader, num_vectors: int, seed: int
+) -> dict[str, float | int | None]:
+    """How good the flow is, on targets that it never saw."""
+    column = targets.column("validation", "vectors")
+    order = torch.randperm(len(column), generator=rng.generator(seed, STAGE, "eval"))
+    held_out = _rows(column, order[:num_vectors].sort().values)
+    with torch.no_grad():
+        draw = rng.generator(seed, STAGE, "eval-loss")
+        tiled = held_out.repeat(EVAL_DRAWS, 1)
+        loss = float(grouped_loss(prior.velocity, tiled, prior.time_groups, draw).double().mean())
+    floor = targets.manifest["irreducible_loss"]
+    samples = prior.sample(len(held_out), rng.generator(seed, STAGE, "samples"))
+    return {
+        "held_out_loss": loss,
+        "irreducible_gap": None if floor is None else loss - floor,
+        "c2st_accuracy": classifier_two_sample(samples.numpy(), held_out.numpy(), seed),
+        "held_out_nll_nats": float(prior.nll(held_out).double().mean()),
+        "num_held_out": len(held_out),
+    }
+
+
+def _rows(column: Column, rows: Tensor) -> Tensor:
+    return torch.from_numpy(column.gather(rows.numpy()))
+
+
+def _projection(folder: Path) -> Projection:
+    tensors = load_tensors(folder / "projection.safetensors")
+    operator = read_json(folder / "projection.json")["operator"]
+    return Projection(tensors["matrix"], float(tensors["scale"]), operator)
+
+
+if __name__ == "__main__":
+    main(params.load_params(), params.ROOT)

@@ -1,0 +1,88 @@
+"""dvc.yaml says what the stages really read, and what their parameters really are."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import params
+
+from .closure import ROOT, closure
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+STAGES = PIPELINE["stages"]
+
+
+def _paths(entries: list) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_equal_the_import_closure(stage: str) -> None:
+    code = {path for path in STAGES[stage]["deps"] if not path.startswith("data/")}
+    assert sorted(code) == closure(ROOT / f"stages/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_tracked_parameters_equal_what_the_stage_resolves(stage: str) -> None:
+    scale = [f"presets.${{preset}}.{name}" for name in params.SCALE[stage]]
+    assert STAGES[stage]["params"] == [*params.SCIENCE[stage], *scale]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_no_parameter_that_is_not_tracked(stage: str) -> None:
+    source = (ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")
+    for name in params.Params.model_fields:
+        if name not in ("preset", "presets", *params.SCIENCE[stage]):
+            assert f"cfg.{name}." not in source
+    for name in params.Preset.model_fields:
+        if name not in params.SCALE[stage]:
+            assert f"cfg.scale.{name}" not in source
+
+
+def test_a_stage_that_opens_images_tracks_their_parameters() -> None:
+    for stage in STAGES:
+        source = (ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")
+        if "cfg.image_source" in source:
+            assert "images" in params.SCIENCE[stage]
+            assert "images" in params.SCALE[stage]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_takes_the_launcher_and_the_workspaces_code(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == rf"PYTHONPATH=src \${{LAUNCH:-python}} stages/{stage}.py"
+
+
+def test_every_input_is_made_by_an_earlier_stage() -> None:
+    made: set[str] = set()
+    for facts in STAGES.values():
+        assert {path for path in facts["deps"] if path.startswith("data/")} <= made
+        made |= _paths(facts["outs"])
+
+
+def test_an_edit_of_the_generator_reruns_nothing_before_it() -> None:
+    mar = "src/flowprior/models/mar.py"
+    assert [stage for stage in STAGES if mar in STAGES[stage]["deps"]] == [
+        "train_mar",
+        "sample_eval",
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_are_in_git_and_named_like_the_stage(stage: str) -> None:
+    assert STAGES[stage]["metrics"] == [{f"metrics/{stage}.json": {"cache": False}}]
+
+
+def test_plots_are_outputs_of_a_stage() -> None:
+    outs = {path for facts in STAGES.values() for path in _paths(facts["outs"])}
+    for plot in PIPELINE["plots"]:
+        if isinstance(plot, str):
+            assert plot in outs
+        else:
+            (facts,) = plot.values()
+            assert set(facts["y"]) <= outs
+
+
+def test_analytics_are_off() -> None:
+    assert "analytics = false" in (ROOT / ".dvc/config").read_text(encoding="utf-8")
+    assert Path(ROOT / ".dvcignore").is_file()
