@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +18,9 @@ def network() -> nn.Sequential:
     """Matrices, vectors, and a layer that does not learn."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Linear(2, 2)).double()
+        net = nn.Sequential(
+            nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2), nn.Linear(2, 2)
+        ).double()
     net[3].requires_grad_(False)
     return net
 
@@ -108,6 +110,7 @@ def test_short_runs_have_positive_rates(num_steps: int, warmup_steps: int) -> No
         assert 0 < rate <= 1
 
 
+@settings(deadline=None, derandomize=True)
 @given(steps=st.integers(1, 300), warmup=st.integers(0, 50))
 def test_rates_rise_to_the_peak_then_fall_to_the_floor(steps: int, warmup: int) -> None:
     """The cosine schedule has one maximum, at the end of the warm-up, and never leaves (0, 1]."""
@@ -121,6 +124,7 @@ def test_rates_rise_to_the_peak_then_fall_to_the_floor(steps: int, warmup: int) 
 # --- moving average ---------------------------------------------------------------------------------
 
 
+@settings(deadline=None, derandomize=True)
 @given(step=st.integers(0, 10**7), decay=st.floats(0.1, 0.99999))
 def test_the_decay_ramps_up_to_its_limit(step: int, decay: float) -> None:
     """From 0.1 at the first update, never falling, never above the limit, and at it in the end."""

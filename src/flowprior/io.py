@@ -147,7 +147,7 @@ def write_manifest(
             "sha256": file_digest(path),
         }
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != directory / MANIFEST
     }
     manifest = {
         "schema": SCHEMA_VERSION,

@@ -1,7 +1,7 @@
 """What pulls the latents towards the prior: objectives behind one face."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Draw(NamedTuple):
     share: Callable[[Tensor, int], Tensor]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss of this rank's latents, a mean over vectors and dims; it is weighted by `align.weight`."""
 

@@ -54,6 +54,7 @@ def ema_decay(step: int, decay: float) -> float:
 
 def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the module's parameters; call `.update_parameters(module)` each step."""
+
     def update(
         averages: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int
     ) -> None:

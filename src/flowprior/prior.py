@@ -1,7 +1,7 @@
 """`FlowPrior`: a frozen flow over target features, as a regulariser, a sampler and a density."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +58,8 @@ class FlowPrior(nn.Module):
             raise ValueError(
                 f"the projection gives {projection.out_dim} channels, the velocity takes {velocity.dim}"
             )
+        if time_groups < 1:
+            raise ValueError(f"time_groups must be at least 1, found {time_groups}")
         self.velocity = velocity
         self.projection = projection
         self.time_groups = time_groups
@@ -119,6 +121,8 @@ class FlowPrior(nn.Module):
             chunk: Vectors solved for at once; bounds the memory.
         """
         vectors = self._vectors(latents).detach()
+        if not vectors.isfinite().all():
+            raise ValueError("the latents hold NaN or infinite values")
         parts = [
             -log_density(self.velocity, part, generator=generator) for part in vectors.split(chunk)
         ]
@@ -156,7 +160,7 @@ class FlowPrior(nn.Module):
         lr: float = 1e-3,
         ema_decay: float = 0.999,
         device: torch.device | str | None = None,
-    ) -> Self:
+    ) -> "FlowPrior":
         """Train a flow prior on features that fit into memory; the pipeline's `train_flow` is the tool for more.
 
         Args:
@@ -183,9 +187,14 @@ class FlowPrior(nn.Module):
             )
         tensor = tensor.reshape(-1, tensor.shape[-1]).float()
         tensor = tensor if device is None else tensor.to(device)
+        for name, count in (("steps", steps), ("batch_vectors", batch_vectors)):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, found {count}")
         moments = Moments(tensor.shape[-1])
         moments.update(tensor)
-        projection = Projection.fit(moments, dim or tensor.shape[-1], operator, seed)
+        projection = Projection.fit(
+            moments, tensor.shape[-1] if dim is None else dim, operator, seed
+        )
         targets = projection.to(tensor.device)(tensor)
         with rng.scoped(seed, "fit", "init"):
             velocity = VelocityMLP(projection.out_dim, width, depth).to(tensor.device)
@@ -207,6 +216,7 @@ class FlowPrior(nn.Module):
             rates.step()
             averaged.update_parameters(velocity)
         velocity.load_state_dict(averaged.module.state_dict())
+        velocity.zero_grad(set_to_none=True)
         return cls(velocity, projection, time_groups)
 
     def save(
@@ -234,7 +244,7 @@ class FlowPrior(nn.Module):
             )
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "FlowPrior":
         """Read a saved prior to the CPU.
 
         Raises:
@@ -243,9 +253,10 @@ class FlowPrior(nn.Module):
         artifact = open_artifact(Path(path), KIND, MADE_BY)
         root = artifact.path
         config = read_json(root / "config.json")
-        if config.get("format") != FORMAT_VERSION:
+        found = config.get("format") if isinstance(config, dict) else None
+        if found != FORMAT_VERSION:
             raise ArtifactError(
-                f"{root / 'config.json'} has format {config.get('format')!r}, this flowprior reads {FORMAT_VERSION}; "
+                f"{root / 'config.json'} has format {found!r}, this flowprior reads {FORMAT_VERSION}; "
                 "install the flowprior that wrote it, or train the prior again"
             )
         tensors = load_tensors(root / "projection.safetensors")
@@ -254,7 +265,8 @@ class FlowPrior(nn.Module):
             projection = Projection(
                 tensors["matrix"], float(tensors["scale"]), str(config["operator"])
             )
-            velocity = VelocityMLP(config["dim"], config["width"], config["depth"])
+            with rng.scoped(0, "load"):
+                velocity = VelocityMLP(config["dim"], config["width"], config["depth"])
             velocity.load_state_dict(weights)
             prior = cls(velocity, projection, config["time_groups"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:

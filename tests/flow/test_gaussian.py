@@ -45,7 +45,9 @@ def test_the_velocity_points_home_at_both_ends(mean: float, std: float) -> None:
     torch.testing.assert_close(velocity(x, one), x, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("bend", [lambda x, t: x, lambda x, t: t, lambda x, t: x * t**2, lambda x, t: x**2])
+@pytest.mark.parametrize(
+    "bend", [lambda x, t: x, lambda x, t: t, lambda x, t: x * t**2, lambda x, t: x**2]
+)
 def test_no_other_velocity_has_a_smaller_loss(bend) -> None:
     """Flow matching is a regression: any change to the velocity, up or down, costs eps^2 E[bend^2]."""
     mean, std, eps = 0.7, 1.6, 0.1
@@ -70,7 +72,8 @@ def test_no_other_velocity_has_a_smaller_loss(bend) -> None:
 
 
 @pytest.mark.parametrize(
-    ("std", "y", "loss"), [(1.0, 0.0, 0.7854), (1.0, 1.0, 1.5708), (0.5, 2.0, 6.68), (3.0, 1.0, 2.62)]
+    ("std", "y", "loss"),
+    [(1.0, 0.0, 0.7854), (1.0, 1.0, 1.5708), (0.5, 2.0, 6.68), (3.0, 1.0, 2.62)],
 )
 def test_the_loss_has_the_values_that_were_found_by_simulation(
     std: float, y: float, loss: float
@@ -103,7 +106,9 @@ def test_vectors_of_parameters_act_on_each_dim_alone() -> None:
     for i in range(3):
         alone = gaussian_velocity(mean[i].item(), std[i].item())(x[:, i : i + 1], t)
         torch.testing.assert_close(together[:, i : i + 1], alone)
-    each = [gaussian_alignment_loss(x[:, i : i + 1], mean[i].item(), std[i].item()) for i in range(3)]
+    each = [
+        gaussian_alignment_loss(x[:, i : i + 1], mean[i].item(), std[i].item()) for i in range(3)
+    ]
     torch.testing.assert_close(losses, torch.stack(each).mean(0))
 
 

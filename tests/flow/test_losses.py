@@ -51,7 +51,9 @@ def exact_alignment_loss(velocity, latent: Tensor) -> float:
 
 
 @PROPERTY
-@given(std=st.floats(0.3, 3.0), shift=st.floats(-2, 2), mean=st.floats(-2, 2), dim=st.integers(1, 8))
+@given(
+    std=st.floats(0.3, 3.0), shift=st.floats(-2, 2), mean=st.floats(-2, 2), dim=st.integers(1, 8)
+)
 def test_alignment_loss_is_affine_in_nll_under_a_gaussian_prior(
     std: float, shift: float, mean: float, dim: int
 ) -> None:
@@ -88,7 +90,9 @@ def test_the_flow_matching_loss_of_a_perfect_flow_has_a_floor() -> None:
     std = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     n = 200_000
     data = 1.0 + std * normal(n, 3, tag="data")
-    losses = flow_matching_loss(gaussian_velocity(1.0, std), data, normal(n, 3, tag="noise"), uniform(n))
+    losses = flow_matching_loss(
+        gaussian_velocity(1.0, std), data, normal(n, 3, tag="noise"), uniform(n)
+    )
     standard_error = losses.std().item() / math.sqrt(n)
     assert losses.mean().item() == pytest.approx(math.pi / 2 * 3.5 / 3, abs=5 * standard_error)
     assert standard_error < 0.01
@@ -100,7 +104,9 @@ def test_the_flow_matching_loss_of_a_perfect_flow_has_a_floor() -> None:
 def test_alignment_loss_is_the_flow_matching_loss() -> None:
     """One formula, read in two directions: equal bit for bit."""
     latents, noise, t = normal(6, 3, tag="data"), normal(6, 3, tag="noise"), uniform(6)
-    assert torch.equal(alignment_loss(bent, latents, noise, t), flow_matching_loss(bent, latents, noise, t))
+    assert torch.equal(
+        alignment_loss(bent, latents, noise, t), flow_matching_loss(bent, latents, noise, t)
+    )
 
 
 @PROPERTY
@@ -197,7 +203,9 @@ def test_grouped_losses_are_those_of_each_vector_at_the_time_of_its_group(
     t = stratified_times(math.ceil(n / size), vectors, draws).repeat_interleave(size)[:n]
     assert losses.shape == (n,)
     assert losses.isfinite().all()
-    torch.testing.assert_close(losses, flow_matching_loss(bent, vectors, noise, t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        losses, flow_matching_loss(bent, vectors, noise, t), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_padding_leaks_into_no_gradient() -> None:

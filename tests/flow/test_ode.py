@@ -1,5 +1,6 @@
 """The solvers have their order, their cost and their direction."""
 
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def test_halving_the_step_divides_the_error_by_two_to_the_order(
         (integrate(velocity, x, steps, solver) - (mean + std * x)).abs().max().item()
         for steps in (64, 128, 256)
     ]
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in itertools.pairwise(errors):
         # The next term of the error is smaller by a step of 1/64 and a factor of order one.
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
 

@@ -20,7 +20,9 @@ def features_of(n: int, dim: int, seed: int = 0) -> Tensor:
     draw = rng.generator(seed, "features")
     mixing = torch.randn(dim, dim, generator=draw) / dim**0.5
     spread = torch.linspace(2, 0.2, dim)
-    return (torch.randn(n, dim, generator=draw) * spread) @ mixing + torch.randn(dim, generator=draw)
+    return (torch.randn(n, dim, generator=draw) * spread) @ mixing + torch.randn(
+        dim, generator=draw
+    )
 
 
 def moments_of(features: Tensor) -> Moments:
@@ -93,7 +95,6 @@ def test_a_projection_is_frozen_and_is_saved_whole(operator: Operator) -> None:
     assert torch.equal(again(features), projection(features))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an absolute threshold calls small features constant")
 def test_targets_do_not_depend_on_the_unit_of_the_features() -> None:
     """Features in millionths give the targets that they give in units."""
     features = features_of(60, 8)
@@ -119,7 +120,11 @@ def test_the_random_matrix_nearly_preserves_distances() -> None:
     """Johnson and Lindenstrauss: squared distances times D/d err by sqrt(2/d) in the mean square."""
     points = torch.randn(60, 1024, generator=rng.generator(0, "points"))
     projection = fit(points, 128, "random")
-    ratios = torch.pdist(points @ projection.matrix).square() * (1024 / 128) / torch.pdist(points).square()
+    ratios = (
+        torch.pdist(points @ projection.matrix).square()
+        * (1024 / 128)
+        / torch.pdist(points).square()
+    )
     # 1770 pairs of 60 points; chi-square with 128 degrees of freedom over 128, standard deviation 0.125.
     assert ratios.mean().item() == pytest.approx(1, abs=0.05)
     assert ratios.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.25)
@@ -189,7 +194,7 @@ def test_principal_components_keep_more_variance_than_any_other_operator() -> No
 @pytest.mark.parametrize("dim", [0, -1, 9])
 def test_a_dim_outside_the_features_is_an_error(operator: Operator, dim: int) -> None:
     """The message names both numbers and the range."""
-    with pytest.raises(ValueError, match=f"cannot project 8 channels to {dim}: .* between 1 and 8"):
+    with pytest.raises(ValueError, match=f"cannot project 8 channels to {dim}\\b.*\\b1 .* 8"):
         fit(features_of(20, 8), dim, operator)
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ VALIDATION_FRACTION = 0.2
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """One split of a source.
 
@@ -67,6 +68,8 @@ def open_images(
         if size != 8:
             raise ValueError(f"digits are 8 x 8, found presets' image_size {size}")
         return Digits(split, split_seed)
+    if source not in ("imagefolder", "webdataset"):
+        raise ValueError(f"unknown images.source {source!r}; use digits, imagefolder or webdataset")
     if path is None:
         raise ValueError(f"images.source {source!r} needs images.path")
     root = Path(path)
@@ -74,9 +77,7 @@ def open_images(
         raise ValueError(f"images.path {path!r} is not a directory")
     if source == "imagefolder":
         return ImageFolder(root, split, split_seed, size)
-    if source == "webdataset":
-        return WebShards(root, split, split_seed, size)
-    raise ValueError(f"unknown images.source {source!r}")
+    return WebShards(root, split, split_seed, size)
 
 
 def batches(n: int, size: int) -> Iterator[range]:
@@ -124,16 +125,15 @@ class ImageFolder:
         folder = _presplit(root, split)
         base = folder or root
         self._size = size
-        listing = sorted(
-            path.relative_to(base).as_posix()
-            for path in base.glob("*/**/*")
-            if path.suffix.lower() in EXTENSIONS and path.is_file()
-        )
+        listing = sorted(path.relative_to(base).as_posix() for path in _image_files(base))
         if not listing:
             raise ValueError(
                 f"{base} holds no images; expected {base}/<class>/<file> with one of {' '.join(EXTENSIONS)}"
             )
-        classes = sorted({name.split("/")[0] for name in listing})
+        classes = _classes(root / "train" if folder else root)
+        unknown = sorted({name.split("/")[0] for name in listing} - set(classes))
+        if unknown:
+            raise ValueError(f"{base} has the classes {unknown}, which {root / 'train'} lacks")
         number = {name: index for index, name in enumerate(classes)}
         labels = torch.tensor([number[name.split("/")[0]] for name in listing])
         rows = torch.arange(len(labels)) if folder else split_rows(labels, split, split_seed)
@@ -144,7 +144,8 @@ class ImageFolder:
         self._paths = [base / listing[row] for row in rows.tolist()]
         self.labels = labels[rows]
         self.num_classes = len(classes)
-        self.digest = digest(["imagefolder", size, [listing[row] for row in rows.tolist()]])
+        files = [[listing[row], (base / listing[row]).stat().st_size] for row in rows.tolist()]
+        self.digest = digest(["imagefolder", size, files])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -183,8 +184,14 @@ class WebShards:
             )
         self._samples = [self._samples[row] for row in rows.tolist()]
         self.labels = everything[rows]
-        self.num_classes = int(everything.max()) + 1
-        self.digest = digest(["webdataset", size, [names[row] for row in rows.tolist()]])
+        own = 1 + int(everything.max())
+        self.num_classes = _num_classes(root / "train") if folder and split != "train" else own
+        if int(everything.max()) >= self.num_classes:
+            raise ValueError(
+                f"{base} has the class {int(everything.max())}, {root / 'train'} none above {self.num_classes - 1}"
+            )
+        files = [[names[row], self._samples[i][2]] for i, row in enumerate(rows.tolist())]
+        self.digest = digest(["webdataset", size, files])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,7 +217,13 @@ def decode(content: bytes, size: int, name: str) -> Float[Tensor, "3 h w"]:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
     # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
     while min(image.size) >= 2 * size:
@@ -226,8 +239,33 @@ def decode(content: bytes, size: int, name: str) -> Float[Tensor, "3 h w"]:
 
 
 def _presplit(root: Path, split: Split) -> Path | None:
-    names = ("train",) if split == "train" else ("val", "validation")
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """The folder of a split in a source that is split already; None where it is not."""
+    names = {"train": ("train",), "validation": ("val", "validation")}
+    folders = {
+        key: next((root / name for name in names[key] if (root / name).is_dir()), None)
+        for key in SPLITS
+    }
+    if any(folders.values()) and not all(folders.values()):
+        raise ValueError(f"{root} has one of the folders train and val, but not the other")
+    return folders[split]
+
+
+def _classes(root: Path) -> list[str]:
+    """Names of the folders with images, sorted; their order numbers them, the same in both splits."""
+    return sorted({path.relative_to(root).parts[0] for path in _image_files(root)})
+
+
+def _image_files(root: Path) -> Iterator[Path]:
+    for path in root.glob("*/**/*"):
+        if path.suffix.lower() in EXTENSIONS and path.is_file():
+            yield path
+
+
+def _num_classes(folder: Path) -> int:
+    shards = sorted(folder.glob("*.tar"))
+    return 1 + max(
+        (label for shard in shards for _, label, _, _ in _index_shard(shard)), default=-1
+    )
 
 
 def _index_shard(shard: Path) -> Iterator[tuple[str, int, int, int]]:
@@ -239,7 +277,9 @@ def _index_shard(shard: Path) -> Iterator[tuple[str, int, int, int]]:
         with tarfile.open(shard, "r:") as tar:
             for info in tar:
                 if info.isreg():
-                    key, _, extension = info.name.partition(".")
+                    folder, slash, name = info.name.rpartition("/")
+                    key, _, extension = name.partition(".")
+                    key = folder + slash + key
                     samples.setdefault(key, {})["." + extension.lower()] = info
             for key, members in samples.items():
                 image = next((members[e] for e in EXTENSIONS if e in members), None)

@@ -7,9 +7,10 @@ any rows without loading the rest.
 
 import io
 import tarfile
+import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,14 @@ class ShardWriter:
     def __init__(
         self, directory: Path, rows_per_block: int = 8192, blocks_per_shard: int = 64
     ) -> None:
+        if rows_per_block < 1 or blocks_per_shard < 1:
+            raise ValueError("rows_per_block and blocks_per_shard must be at least 1")
         self._directory = directory
         self._rows_per_block = rows_per_block
         self._blocks_per_shard = blocks_per_shard
         self._splits: dict[str, dict[str, Any]] = {}
-        self._pending: dict[str, list[dict[str, Array]]] = {}
+        self._split: str | None = None
+        self._pending: list[dict[str, Array]] = []
         self._tar: Any = None
         self._open_shard: tuple[str, int] | None = None
 
@@ -45,13 +49,13 @@ class ShardWriter:
         """Append rows to a split.
 
         Args:
-            split: `train` or `validation`; a split that is done cannot be taken up again after
-                another.
+            split: `train` or `validation`; the splits come one after the other.
             arrays: Arrays with the same number of rows; names, dtypes and trailing shapes stay the
-                same within a split.
+                same within a split. They are copied.
 
         Raises:
-            ValueError: The arrays disagree with one another or with what was written.
+            ValueError: The arrays disagree with one another or with what was written, or the split
+                was left for another one before.
         """
         rows = {len(array) for array in arrays.values()}
         if len(rows) != 1:
@@ -62,36 +66,46 @@ class ShardWriter:
             name: {"dtype": array.dtype.str, "shape": list(array.shape[1:])}
             for name, array in sorted(arrays.items())
         }
-        facts = self._splits.setdefault(split, {"fields": fields, "rows": 0, "blocks": []})
-        if facts["fields"] != fields:
-            raise ValueError(f"split {split!r} holds {facts['fields']}, cannot append {fields}")
-        pending = self._pending.setdefault(split, [])
-        pending.append({name: np.asarray(array) for name, array in arrays.items()})
-        while sum(len(next(iter(part.values()))) for part in pending) >= self._rows_per_block:
-            merged = self._merge(split)
-            self._write_block(split, {k: v[: self._rows_per_block] for k, v in merged.items()})
-            self._pending[split] = pending = [
-                {k: v[self._rows_per_block :] for k, v in merged.items()}
-            ]
+        if split != self._split:
+            if split in self._splits:
+                raise ValueError(f"split {split!r} was left for {self._split!r} and is closed")
+            self._flush()
+            self._split = split
+            self._splits[split] = {"fields": fields, "rows": 0, "blocks": []}
+        known = self._splits[split]["fields"]
+        if known != fields:
+            raise ValueError(f"split {split!r} holds {known}, cannot append {fields}")
+        self._pending.append({name: np.array(array) for name, array in arrays.items()})
+        while sum(len(next(iter(part.values()))) for part in self._pending) >= self._rows_per_block:
+            merged = self._merge()
+            self._write_block({k: v[: self._rows_per_block] for k, v in merged.items()})
+            self._pending = [{k: v[self._rows_per_block :] for k, v in merged.items()}]
 
     def close(self, *, kind: str, provenance: Mapping[str, object], **facts: object) -> None:
         """Write what is pending and the manifest; see `io.write_manifest`."""
-        for split in self._splits:
-            merged = self._merge(split)
-            if len(next(iter(merged.values()))):
-                self._write_block(split, merged)
+        self._flush()
         self._close_tar()
         write_manifest(
             self._directory, kind=kind, provenance=provenance, splits=self._splits, **facts
         )
 
-    def _merge(self, split: str) -> dict[str, Array]:
-        pending = self._pending[split]
-        return {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
+    def _flush(self) -> None:
+        if self._pending:
+            merged = self._merge()
+            self._pending = []
+            if len(next(iter(merged.values()))):
+                self._write_block(merged)
 
-    def _write_block(self, split: str, arrays: Mapping[str, Array]) -> None:
+    def _merge(self) -> dict[str, Array]:
+        return {
+            name: np.concatenate([part[name] for part in self._pending], dtype=first.dtype)
+            for name, first in self._pending[0].items()
+        }
+
+    def _write_block(self, arrays: Mapping[str, Array]) -> None:
         from webdataset import TarWriter
 
+        split = str(self._split)
         facts = self._splits[split]
         index = len(facts["blocks"])
         shard = index // self._blocks_per_shard
@@ -145,8 +159,12 @@ class Column:
         Raises:
             IndexError: An index is out of range.
         """
-        rows = np.asarray(rows)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+        rows = np.atleast_1d(np.asarray(rows))
+        if not rows.size:
+            return np.empty((0, *self.shape[1:]), dtype=self.dtype)
+        if rows.dtype.kind not in "iu":
+            raise IndexError(f"row indices must be integers, found {rows.dtype}")
+        if rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(
                 f"row indices must lie in [0, {len(self)}), found {rows.min()} .. {rows.max()}"
             )
@@ -182,7 +200,7 @@ class ShardReader:
         self.digest = artifact.digest
 
     @classmethod
-    def open(cls, path: Path, kind: str, made_by: str) -> Self:
+    def open(cls, path: Path, kind: str, made_by: str) -> "ShardReader":
         """Verify and open; see `io.open_artifact`.
 
         Raises:
@@ -262,7 +280,7 @@ def _map_npy(
         try:
             np.lib.format.read_magic(file)
             found = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
             raise ArtifactError(f"{path}: member {name!r} is not an .npy array: {error}") from None
         start = file.tell()
     if found != (shape, False, dtype):

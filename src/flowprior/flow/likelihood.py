@@ -17,14 +17,13 @@ def divergence_exact(
     velocity: Velocity, x: Float[Tensor, "n d"], t: Float[Tensor, "#n"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
     """Velocity and tr dv/dx, with one backward pass for each of the d dimensions."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        v = velocity(x, t)
+    with torch.inference_mode(False), torch.enable_grad():
+        x, t = x.detach().clone().requires_grad_(True), t.clone()
+        v = velocity(x, t) + 0 * x  # so that there is a gradient where v does not depend on x
         trace = torch.zeros_like(v[:, 0])
         for i in range(x.shape[-1]):
-            (row,) = torch.autograd.grad(v[:, i].sum(), x, retain_graph=True, allow_unused=True)
-            if row is not None:
-                trace = trace + row[:, i]
+            (row,) = torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)
+            trace = trace + row[:, i]
     return v.detach(), trace.detach()
 
 
@@ -42,12 +41,11 @@ def divergence_hutchinson(
         t: Times.
         probe: Independent entries of mean 0 and variance 1; entries of +-1 have the least variance.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        v = velocity(x, t)
-        (vjp,) = torch.autograd.grad(v, x, probe, allow_unused=True)
-    trace = torch.zeros_like(v[:, 0]) if vjp is None else (vjp * probe).sum(-1)
-    return v.detach(), trace.detach()
+    with torch.inference_mode(False), torch.enable_grad():
+        x, t, probe = x.detach().clone().requires_grad_(True), t.clone(), probe.clone()
+        v = velocity(x, t) + 0 * x  # so that there is a gradient where v does not depend on x
+        (vjp,) = torch.autograd.grad(v, x, probe)
+    return v.detach(), (vjp * probe).sum(-1).detach()
 
 
 def log_density(
@@ -76,6 +74,8 @@ def log_density(
     from torchdiffeq import odeint
 
     n, d = points.shape
+    if not n:
+        return points.new_zeros(0)
     divergence: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     if d <= exact_max_dim:
 

@@ -4,7 +4,7 @@ Both return one value per vector, the **mean** over dims (the reduction of the p
 Multiply by d for the squared norm of the paper's equations.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from flowprior.flow.path import (
 )
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """Any callable `velocity(x, t)`: x [..., d], t of shape x.shape[:-1] or broadcastable to it."""
 

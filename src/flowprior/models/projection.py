@@ -1,6 +1,6 @@
 """Fixed linear maps from target features to the dimension of the latents; §4.1, arXiv:2506.05240."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -50,11 +50,12 @@ class Projection(nn.Module):
             raise ValueError(
                 f"features have {features.shape[-1]} channels, the projection takes {self.in_dim}"
             )
-        projected: Tensor = features.to(self.matrix.dtype) @ self.matrix
+        with torch.autocast(features.device.type, enabled=False):
+            projected: Tensor = features.to(self.matrix.dtype) @ self.matrix
         return projected * self.scale.to(projected.dtype)
 
     @classmethod
-    def fit(cls, moments: Moments, dim: int, operator: Operator, seed: int) -> Self:
+    def fit(cls, moments: Moments, dim: int, operator: Operator, seed: int) -> "Projection":
         """Build the projection for features with the given moments.
 
         Args:
@@ -88,7 +89,8 @@ class Projection(nn.Module):
             matrix = _principal_components(covariance, dim)
         projected = matrix.double()
         variance = torch.einsum("Dd,DE,Ed->d", projected, covariance, projected).mean()
-        if not variance > 1e-12:
+        spread = float((covariance.diagonal() + moments.mean.square()).mean())
+        if not variance > 1e-20 * spread:
             raise ValueError("the features do not vary, so they cannot be given unit spread")
         return cls(matrix, float(variance.rsqrt()), name)
 

@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -194,7 +194,7 @@ class Session:
         self._lock: Any = None
         self.tracker = Tracker(stage, config, root, enabled=self.is_main)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder / "lock", self.stage)
