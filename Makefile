@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test lint setup clean
+.PHONY: repro test lint bench setup clean
 
 repro: setup
 	dvc repro
@@ -20,6 +20,9 @@ lint: setup
 	ruff format --check .
 	mypy
 	codespell
+
+bench: setup
+	PYTHONPATH=src python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc -s -q
 
 setup: $(STAMP)
 

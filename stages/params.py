@@ -395,10 +395,21 @@ def parse(tree: object) -> Params:
         raise ParamsError("\n".join(_explain(dict(e)) for e in error.errors())) from None
 
 
-def check(name: str) -> None:
-    """First thing in a stage that runs as a script: stop with a readable message if the parameters are wrong."""
+def check(name: str, every_rank: bool = False) -> None:
+    """First thing in a stage that runs as a script: stop with a readable message if the parameters are wrong.
+
+    Args:
+        name: The stage's `__name__`; nothing happens where it is imported.
+        every_rank: Whether the stage knows what to do with many ranks. Else, launched on many, it runs
+            on the first alone and the others leave at once.
+    """
     if name != "__main__":
         return
+    if not every_rank:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(0)
+        for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(variable, None)
     try:
         load_params()
     except ParamsError as error:

@@ -10,7 +10,7 @@ Writes  data/autoencoder/               weights (moving average), config
 import params
 from params import Params
 
-params.check(__name__)
+params.check(__name__, every_rank=True)
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_ae"
 NEIGHBOURS = (1, 5, 10)
-EVAL_DRAWS = 16
+EVAL_DRAWS = 8
 EVAL_BATCH = 512
 
 
@@ -168,7 +168,7 @@ def summarise(
 def _figure(looks: list[dict[str, float]], metrics: dict[str, float | int | None]) -> Figure:
     k = NEIGHBOURS[1]
     values = [metrics[f"spearman_r{k}{end}"] for end in ("", "_low", "_high")]
-    caption = "" if None in values else "Spearman {:.2f}, 95% CI [{:.2f}, {:.2f}]".format(*values)
+    caption = "" if None in values else "Spearman {:.3f}, 95% CI [{:.3f}, {:.3f}]".format(*values)
     return alignment_figure(looks, k, caption)
 
 

@@ -9,7 +9,7 @@ Writes  data/flow_prior/            velocity, projection, config
 import params
 from params import Params
 
-params.check(__name__)
+params.check(__name__, every_rank=True)
 
 from pathlib import Path
 
@@ -105,8 +105,8 @@ def _rows(column: Column, rows: Tensor) -> Tensor:
 
 def _projection(folder: Path) -> Projection:
     tensors = load_tensors(folder / "projection.safetensors")
-    operator = read_json(folder / "projection.json")["operator"]
-    return Projection(tensors["matrix"], float(tensors["scale"]), operator)
+    facts = read_json(folder / "projection.json")
+    return Projection(tensors["matrix"], float(tensors["scale"]), facts["operator"], facts["seed"])
 
 
 if __name__ == "__main__":

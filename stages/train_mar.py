@@ -10,7 +10,7 @@ std
 import params
 from params import Params
 
-params.check(__name__)
+params.check(__name__, every_rank=True)
 
 from pathlib import Path
 

@@ -275,7 +275,7 @@ def test_draws_must_be_positive(rough: FlowPrior, num_draws: int) -> None:
 def test_a_projection_and_a_velocity_of_other_dims_are_an_error() -> None:
     """They would meet only in the first loss otherwise."""
     with pytest.raises(ValueError, match="the projection gives 2 channels, the velocity takes 3"):
-        FlowPrior(VelocityMLP(3, 8, 1), Projection(torch.zeros(4, 2), 1.0, "random"))
+        FlowPrior(VelocityMLP(3, 8, 1), Projection(torch.zeros(4, 2), 1.0, "random", 0))
 
 
 # --- fitting ----------------------------------------------------------------------------------------

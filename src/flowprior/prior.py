@@ -230,6 +230,7 @@ class FlowPrior(nn.Module):
             "width": self.velocity.input.out_features,
             "depth": len(self.velocity.blocks),
             "operator": self.projection.operator,
+            "projection_seed": self.projection.seed,
             "time_groups": self.time_groups,
         }
         with atomic_dir(Path(path)) as out:
@@ -263,7 +264,10 @@ class FlowPrior(nn.Module):
         weights = load_tensors(root / "velocity.safetensors")
         try:
             projection = Projection(
-                tensors["matrix"], float(tensors["scale"]), str(config["operator"])
+                tensors["matrix"],
+                float(tensors["scale"]),
+                str(config["operator"]),
+                int(config["projection_seed"]),
             )
             with rng.scoped(0, "load"):
                 velocity = VelocityMLP(config["dim"], config["width"], config["depth"])

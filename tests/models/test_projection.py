@@ -91,7 +91,7 @@ def test_a_projection_is_frozen_and_is_saved_whole(operator: Operator) -> None:
     projection = fit(features, 3, operator)
     assert not list(projection.parameters())
     state = projection.state_dict()
-    again = Projection(state["matrix"], float(state["scale"]), operator)
+    again = Projection(state["matrix"], float(state["scale"]), operator, projection.seed)
     assert torch.equal(again(features), projection(features))
 
 

