@@ -55,7 +55,9 @@ def main(cfg: Params, root: Path) -> None:
                     projected.update(targets)
                 writer.write(split, {"vectors": targets.numpy()})
         save_tensors(out / "projection.safetensors", projection.state_dict())
-        write_json(out / "projection.json", {"operator": projection.operator, "seed": projection.seed})
+        write_json(
+            out / "projection.json", {"operator": projection.operator, "seed": projection.seed}
+        )
         writer.close(
             kind="targets",
             provenance=provenance(config, {"features": features.digest}, "torch", "numpy"),

@@ -86,7 +86,8 @@ def main(cfg: Params, root: Path) -> None:
             )
             restored, codes = learner.module(images, session.share(noise))
             reconstruction = (restored.float() - images).square().mean()
-            alignment = objective(codes, Draw(draw, scale.batch_images, session.share))
+            with session.autocast():
+                alignment = objective(codes, Draw(draw, scale.batch_images, session.share))
             loss = reconstruction + cfg.align.weight * alignment
             norm = learner.update(loss)
             session.log(

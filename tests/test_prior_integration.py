@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
-from flowprior import FlowPrior
 from torch import nn
+
+from flowprior import FlowPrior
 
 FEATURES = torch.randn(256, 6, generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +44,9 @@ def test_under_ddp_the_gradient_is_that_of_the_plain_module(prior: FlowPrior, tm
     assert all(parameter.grad is None for parameter in prior.parameters())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
+)
 def test_the_compiled_velocity_is_the_same_field(prior: FlowPrior) -> None:
     velocity = torch.compile(prior.velocity)
     x, t = torch.randn(8, 4, 4), torch.rand(8, 1)

@@ -1,12 +1,13 @@
-"""The README: its snippet runs, its paths exist, its commands and knobs are real, its figures are those of the metrics."""
+"""The README: its snippet runs, its paths exist, its knobs are real, its figures are those of the metrics."""
 
 import functools
 import json
 import re
 
-import params
 import pytest
 import yaml
+
+import params
 from flowprior import FlowPrior
 
 from .stages.closure import ROOT
@@ -118,7 +119,9 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
 
 def test_the_results_are_those_of_the_committed_metrics() -> None:
     """Each row of the table names a metric and shows its value, rounded as printed."""
-    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| ([-\d.]+)(?: \| ([-\d.]+))? \|", README, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)\.(\w+)` \| ([-\d.]+)(?: \| ([-\d.]+))? \|", README, flags=re.MULTILINE
+    )
     assert len(rows) >= 8
     for stage, name, value, guided in rows:
         metrics = json.loads((ROOT / f"metrics/{stage}.json").read_text())

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from flowprior import rng
 from flowprior.flow.losses import flow_matching_loss, grouped_loss
 from flowprior.models.velocity import VelocityMLP
-from torch import Tensor
 
 SIZES = {"digits": (4, 128, 2, 512, 32), "paper": (32, 1024, 6, 1024, 64)}
 """dim, width, depth, vectors, time groups."""
@@ -24,7 +25,9 @@ def plain_loss(velocity: VelocityMLP, vectors: Tensor, draw: torch.Generator) ->
     return flow_matching_loss(velocity, vectors, noise, torch.rand(len(vectors), generator=draw))
 
 
-def side_by_side(plain: Callable[[], None], ours: Callable[[], None], rounds: int) -> dict[str, float]:
+def side_by_side(
+    plain: Callable[[], None], ours: Callable[[], None], rounds: int
+) -> dict[str, float]:
     """Median seconds of both, measured in turns, and their ratio."""
     seconds: dict[str, list[float]] = {"plain_seconds": [], "seconds": []}
     for step in range(rounds + 1):
@@ -44,7 +47,9 @@ def test_shared_times(benchmark, size: str, what: str) -> None:
     with rng.scoped(0, "benchmark"):
         velocity = VelocityMLP(dim, width, depth)
     velocity.requires_grad_(what == "flow_prior_step")
-    vectors = torch.randn(n, dim, generator=rng.generator(0)).requires_grad_(what == "alignment_loss")
+    vectors = torch.randn(n, dim, generator=rng.generator(0)).requires_grad_(
+        what == "alignment_loss"
+    )
 
     def work(loss: Callable[[torch.Generator], Tensor]) -> Callable[[], None]:
         return lambda: loss(rng.generator(0, "draw")).mean().backward()

@@ -74,7 +74,10 @@ def test_unpatchify_undoes_patchify(b: int, channels: int, size: int, side: int)
 
 @PROPERTY
 @given(
-    channels=st.integers(1, 3), size=st.integers(1, 3), rows=st.integers(1, 3), cols=st.integers(1, 4)
+    channels=st.integers(1, 3),
+    size=st.integers(1, 3),
+    rows=st.integers(1, 3),
+    cols=st.integers(1, 4),
 )
 def test_patches_go_row_by_row_and_their_pixels_row_column_channel(
     channels: int, size: int, rows: int, cols: int
