@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowprior import rng
-from flowprior.flow.gaussian import gaussian_alignment_loss, gaussian_velocity
+from flowprior.flow.gaussian import GaussianMixture, gaussian_alignment_loss, gaussian_velocity
 
 EXACT = settings(deadline=None, derandomize=True, max_examples=50)
 MEANS, STDS = st.floats(-3, 3), st.floats(0.2, 4)
@@ -118,3 +118,43 @@ def test_times_broadcast_over_vectors() -> None:
     t = rng.uniform((4, 1), float64(), rng.generator(0, "t"))
     velocity = gaussian_velocity(0.3, 2.0)
     assert torch.equal(velocity(x, t), velocity(x, t.expand(4, 5)))
+
+
+def five_modes() -> GaussianMixture:
+    """The paper's first toy target: five modes of std 0.3 on a circle of radius 3, over its own std."""
+    angles = torch.arange(5, dtype=torch.float64) * 2 * math.pi / 5
+    means = 3 * torch.stack([angles.cos(), angles.sin()], dim=-1)
+    scale = math.sqrt(9 / 2 + 0.3**2)
+    return GaussianMixture(means / scale, 0.3 / scale, torch.full((5,), 0.2, dtype=torch.float64))
+
+
+def test_a_mixture_of_one_is_a_gaussian() -> None:
+    """Velocity and log-density reduce to those of the component."""
+    draw = rng.generator(0)
+    x = torch.randn(7, 3, 2, generator=draw, dtype=torch.float64)
+    t = torch.rand(7, 1, generator=draw, dtype=torch.float64)
+    mean = float64(0.5, -1.0)
+    one = GaussianMixture(mean[None], 0.7, float64(1.0))
+    assert torch.allclose(one.velocity(x, t), gaussian_velocity(mean, 0.7)(x, t))
+    exact = torch.distributions.Normal(mean, 0.7).log_prob(x).sum(-1)
+    assert torch.allclose(one.log_density(x), exact)
+
+
+def test_the_score_at_the_data_is_the_gradient_of_the_log_density() -> None:
+    """By autograd, at points on and off the modes."""
+    mixture = five_modes()
+    x = 2 * torch.randn(50, 2, generator=rng.generator(1), dtype=torch.float64)
+    x.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(mixture.log_density(x).sum(), x)
+    found = mixture.score(x.detach(), torch.ones(1, dtype=torch.float64))
+    assert torch.allclose(found, gradient)
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
+def test_velocity_and_score_of_a_mixture_say_the_same(t: float) -> None:
+    """S = (t v - x) / (1 - t) on the straight path."""
+    mixture = five_modes()
+    x = torch.randn(50, 2, generator=rng.generator(2), dtype=torch.float64)
+    time = float64(t)
+    from_velocity = (t * mixture.velocity(x, time) - x) / (1 - t)
+    assert torch.allclose(mixture.score(x, time), from_velocity)
