@@ -10,6 +10,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: repro test lint bench setup clean
 
 repro: setup
+	python stages/params.py
 	dvc repro
 
 test: setup

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evaluator import open_evaluator
 from flowprior.data.images import SPLITS, ImageSet, batches, open_images
-from flowprior.data.shards import ShardReader, ShardWriter
+from flowprior.data.shards import ShardReader, ShardWriter, to_float16
 from flowprior.data.trained import load_trained
 from flowprior.io import atomic_dir, provenance, write_json
 from flowprior.metrics.generation import generation_metrics
@@ -29,7 +29,7 @@ from flowprior.metrics.moments import Moments
 from flowprior.metrics.probe import linear_probe_accuracy
 from flowprior.metrics.reconstruction import psnr_db, ssim, to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
-from flowprior.training.session import start_accelerator
+from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "encode_latents"
@@ -46,6 +46,7 @@ def main(cfg: Params, root: Path) -> None:
     device = start_accelerator().device
     autoencoder = trained.into(autoencoder_from(trained.config), where).to(device)
     images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
+    evaluator = open_evaluator(cfg.images.source, images["train"])
     moments: Moments | None = None
     with atomic_dir(root / "data/latents") as out:
         writer = ShardWriter(out)
@@ -60,7 +61,7 @@ def main(cfg: Params, root: Path) -> None:
                 writer.write(
                     split,
                     {
-                        "latents": latents.to(torch.float16).cpu().numpy(),
+                        "latents": to_float16(latents),
                         "labels": labels.numpy(),
                     },
                 )
@@ -77,7 +78,6 @@ def main(cfg: Params, root: Path) -> None:
             mean=moments.mean.tolist(),
             std=moments.std,
         )
-    evaluator = open_evaluator(cfg.images.source, images["train"])
     latents = ShardReader.open(root / "data/latents", "latents", f"the stage `{STAGE}`")
     stds = moments.covariance.diagonal().sqrt()
     metrics = {
@@ -109,9 +109,13 @@ def encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_metrics(
-    autoencoder: Autoencoder, images: ImageSet, extractor: str, batch: int, device: torch.device
+    autoencoder: Autoencoder,
+    images: ImageSet,
+    extractor: str | None,
+    batch: int,
+    device: torch.device,
 ) -> dict[str, float | None]:
-    """PSNR, SSIM and the Fréchet distance of reconstructions of held-out images."""
+    """PSNR, SSIM and, where there is an extractor, the Fréchet distance of held-out reconstructions."""
     restored, real, psnrs, ssims = [], [], [], []
     for piece in batches(len(images), batch):
         original = images.images(piece)
@@ -120,9 +124,11 @@ def reconstruction_metrics(
         ssims.append(ssim(output, original))
         restored.append(to_uint8(output))
         real.append(to_uint8(original))
-    found = generation_metrics(
-        torch.cat(restored), torch.cat(real), extractor, with_diversity=False
-    )
+    found = {}
+    if extractor is not None:
+        found = generation_metrics(
+            torch.cat(restored), torch.cat(real), extractor, with_diversity=False
+        )
     return {
         **{f"r{name}": value for name, value in found.items()},
         "psnr_db": float(torch.cat(psnrs).mean()),

@@ -1,4 +1,4 @@
-"""The network that judges images: the shipped digits classifier, or torch-fidelity's Inception for everything else."""
+"""The network that judges images: the shipped classifier for digits, none yet for other images."""
 
 from typing import NamedTuple
 
@@ -9,25 +9,23 @@ from flowprior.data.images import ImageSet
 from flowprior.data.pretrained import load_digits_network
 from flowprior.metrics.generation import register_extractor
 
-INCEPTION = "inception-v3-compat"
-
 
 class Evaluator(NamedTuple):
-    """What torch-fidelity is asked for, and the classifier behind it where there is one.
+    """What torch-fidelity is asked for, and the classifier behind it; both None where there is no network.
 
     Attributes:
         extractor: Name registered with torch-fidelity.
-        classifier: Images in [-1, 1] to logits, or None.
+        classifier: Images in [-1, 1] to logits.
     """
 
-    extractor: str
+    extractor: str | None
     classifier: torch.nn.Module | None
 
 
 def open_evaluator(source: str, train: ImageSet) -> Evaluator:
     """The evaluator for an image source; it must not have seen the images held out from `train`."""
     if source != "digits":
-        return Evaluator(INCEPTION, None)
+        return Evaluator(None, None)
     network = load_digits_network("evaluation", train_digest=train.digest)
 
     def features(images: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from flowprior import rng
 from flowprior.data.features import codebook, image_features, pixel_patches, shuffle_columns
 from flowprior.data.images import SPLITS, Split, open_images
-from flowprior.data.pretrained import load_digits_network
-from flowprior.data.shards import ShardWriter
+from flowprior.data.pretrained import check_split, load_digits_network
+from flowprior.data.shards import ShardWriter, to_float16
 from flowprior.data.tables import Table, embedding_table, file_table, held_out_rows
 from flowprior.io import atomic_dir, digest, provenance, write_json
 from flowprior.metrics.moments import Moments
@@ -33,7 +32,7 @@ from flowprior.training.tracking import Tracker
 STAGE = "extract_features"
 CODEBOOK_CODES, CODEBOOK_DIM = 512, 8
 GAUSSIAN_DIM = 64
-FLOAT16_MAX = 65504.0
+MIN_VECTORS = 200
 
 
 class Source(NamedTuple):
@@ -51,6 +50,8 @@ def open_source(cfg: Params) -> Source:
         ValueError: It does not exist at this scale, or its file cannot be read.
     """
     kind, scale = cfg.prior.source, cfg.scale.extract_features
+    if cfg.images.source == "digits":
+        check_split(open_images(split="train", **cfg.image_source).digest)
     if kind in ("textual", "file"):
         table = (
             embedding_table(cfg.prior.path)
@@ -64,10 +65,6 @@ def open_source(cfg: Params) -> Source:
         )
         facts = {"distribution": f"N(0, I) in {GAUSSIAN_DIM} dims"}
         return _table_source(Table(*vectors.shape, lambda a, b: vectors[a:b], facts), cfg)
-    if cfg.images.source != "digits":
-        raise ValueError(
-            f"prior.source {kind} is built for images.source digits only; use file or textual"
-        )
     images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
     found = digest([images[split].digest for split in SPLITS])
 
@@ -115,7 +112,7 @@ def main(cfg: Params, root: Path) -> None:
                 if split == "train":
                     moments = moments or Moments(piece.shape[-1])
                     moments.update(piece)
-                writer.write(split, {"vectors": _half(piece)})
+                writer.write(split, {"vectors": to_float16(piece)})
         if moments is None or moments.count < 2:
             raise ValueError(f"prior.source {cfg.prior.source} gave fewer than two vectors")
         writer.close(
@@ -138,20 +135,14 @@ def main(cfg: Params, root: Path) -> None:
 
 
 def _table_source(table: Table, cfg: Params) -> Source:
+    if table.rows < MIN_VECTORS:
+        raise ValueError(
+            f"prior.source {cfg.prior.source}: {table.rows} rows are too few to train on and to hold out a tenth; "
+            f"bring at least {MIN_VECTORS}"
+        )
     seed = cfg.images.split_seed
     found = digest([table.facts, table.rows, held_out_rows(table.rows, seed).tolist()])
     return Source(lambda split: table.pieces(split, seed), found, table.facts)
-
-
-def _half(vectors: Tensor) -> np.ndarray:
-    """Float16, or an error where that would lose the number."""
-    if not vectors.isfinite().all():
-        raise ValueError("the features hold NaN or infinite values; nothing was written")
-    if vectors.abs().max() > FLOAT16_MAX:
-        raise ValueError(
-            f"the features reach {vectors.abs().max():.3g}, which float16 cannot hold; scale them down"
-        )
-    return vectors.to(torch.float16).numpy()
 
 
 if __name__ == "__main__":

@@ -182,6 +182,8 @@ class AutoencoderScale(Training):
     def _heads_fit(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        if self.eval_steps > self.steps:
+            raise ValueError(f"eval_steps ({self.eval_steps}) must be at most steps ({self.steps})")
         return self
 
 
@@ -255,7 +257,7 @@ class Preset(Section):
 class Params(Section):
     """The whole file."""
 
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     preset: str
     images: Images
     prior: Prior
@@ -275,6 +277,11 @@ class Params(Section):
             raise ValueError(
                 f"presets.{self.preset}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
                 "with this preset set images.source and images.path to your own images"
+            )
+        if self.images.source != "digits" and self.prior.source in OF_DIGITS:
+            raise ValueError(
+                f"prior.source: {self.prior.source} is made of digits; with images.source "
+                f"{self.images.source} use file, textual or gaussian"
             )
         if self.guidance.scale != 1 and self.scale.train_mar.label_dropout == 0:
             raise ValueError(
@@ -305,6 +312,9 @@ class Params(Section):
         science = {name: plain[name] for name in SCIENCE[stage]}
         return science | {f"scale.{name}": scale[name] for name in SCALE[stage]}
 
+
+OF_DIGITS = ("semantic", "low_level", "discrete", "shuffled")
+"""Priors that are features of the digits themselves."""
 
 SCIENCE: dict[str, tuple[str, ...]] = {
     "extract_features": ("seed", "images", "prior"),
@@ -408,6 +418,8 @@ def check(name: str, every_rank: bool = False) -> None:
     if not every_rank:
         if os.environ.get("RANK", "0") != "0":
             sys.exit(0)
+        if "LOCAL_WORLD_SIZE" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1":
+            del os.environ["OMP_NUM_THREADS"]  # torchrun's, for ranks that share the cores
         for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(variable, None)
     try:
@@ -475,3 +487,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
 
 def _choices_at(location: tuple[Any, ...]) -> list[str]:
     return [str(choice) for choice in typing.get_args(_annotation_at(location))]
+
+
+if __name__ == "__main__":
+    check(__name__)

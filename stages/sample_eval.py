@@ -25,14 +25,14 @@ from tqdm import tqdm
 from evaluator import Evaluator, open_evaluator
 from figures import sample_figure, save_figure
 from flowprior import rng
-from flowprior.data.images import open_images
+from flowprior.data.images import batches, open_images
 from flowprior.data.trained import load_trained
 from flowprior.io import atomic_dir, provenance, write_atomic, write_json, write_manifest
 from flowprior.metrics.generation import generation_metrics, label_agreement
 from flowprior.metrics.reconstruction import to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
 from flowprior.models.mar import MAR, MARShape
-from flowprior.training.session import start_accelerator
+from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "sample_eval"
@@ -89,13 +89,15 @@ def main(cfg: Params, root: Path) -> None:
     )
     labels = torch.arange(scale.num_samples) % train.num_classes
     evaluator = open_evaluator(cfg.images.source, train)
-    real = torch.cat([to_uint8(held_out.images(range(len(held_out))))])
+    pieces = batches(len(held_out), scale.batch_images)
+    real = torch.cat([to_uint8(held_out.images(piece)) for piece in pieces])
     metrics: dict[str, object] = {}
     samples = {}
     for suffix, guidance_scale in (("", 1.0), ("_guided", cfg.guidance.scale)):
         clock = time.perf_counter()
         samples[suffix] = sampler(labels, guidance_scale)
-        metrics[f"samples_per_second{suffix}"] = len(labels) / (time.perf_counter() - clock)
+        rate = "guided_samples_per_second" if suffix else "samples_per_second"
+        metrics[rate] = len(labels) / (time.perf_counter() - clock)
         metrics |= judge(samples[suffix], labels, real, evaluator, suffix)
     with atomic_dir(root / "data/samples") as out:
         buffer = io.BytesIO()
@@ -129,17 +131,16 @@ def main(cfg: Params, root: Path) -> None:
 
 def judge(
     samples: Tensor, labels: Tensor, real: Tensor, evaluator: Evaluator, suffix: str
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """All figures of one set of samples, `suffix` behind every key."""
-    found: dict[str, float | None] = dict(
-        generation_metrics(samples, real, evaluator.extractor, suffix=suffix)
-    )
-    agreement = None
-    if evaluator.classifier is not None:
-        with torch.no_grad():
-            agreement = label_agreement(evaluator.classifier(samples.float() / 127.5 - 1), labels)
-    found[f"label_agreement{suffix}"] = agreement
-    return found
+    if evaluator.extractor is None or evaluator.classifier is None:
+        return {}
+    with torch.no_grad():
+        logits = evaluator.classifier(samples.float() / 127.5 - 1)
+    return {
+        **generation_metrics(samples, real, evaluator.extractor, suffix=suffix),
+        f"label_agreement{suffix}": label_agreement(logits, labels),
+    }
 
 
 def _channels_last(images: Tensor) -> NDArray[np.uint8]:

@@ -73,9 +73,16 @@ def main(cfg: Params, root: Path) -> None:
         learner = session.learner(
             "autoencoder", autoencoder, Optimizer(**scale.optimizer.model_dump())
         )
+        if session.accelerator.num_processes > 1 and (
+            (cfg.align.objective, cfg.autoencoder.bottleneck) == ("kl", "plain")
+        ):
+            raise ValueError(
+                "align.objective kl on a plain bottleneck takes the moments of the whole batch, which no one of "
+                "several ranks has; launch it on one, or set autoencoder.bottleneck to kl"
+            )
         prior.to(session.device)
         objective = build_objective(cfg.align.objective, prior, cfg.align.num_draws)
-        watch = AlignmentWatch(prior, targets, cfg.seed)
+        watch = AlignmentWatch(prior, targets, cfg.seed) if session.is_main else None
         rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
         for step in session.steps():
             draw = session.generator("step", step)
@@ -97,7 +104,7 @@ def main(cfg: Params, root: Path) -> None:
                 alignment=alignment,
                 grad_norm=norm,
             )
-            if session.is_main and (step + 1) % scale.eval_steps == 0:
+            if watch is not None and (step + 1) % scale.eval_steps == 0:
                 latents = _latents(learner.averaged, held_out, rows_watched, session.device)
                 session.record("alignment", step + 1, watch(latents))
         if session.is_main:

@@ -60,7 +60,8 @@ def main(cfg: Params, root: Path) -> None:
             norm = learner.update(loss)
             session.log(step, loss=loss, grad_norm=norm)
         if session.is_main:
-            prior = FlowPrior(learner.averaged.cpu(), _projection(targets.path), scale.time_groups)
+            prior = FlowPrior(learner.averaged, _projection(targets.path), scale.time_groups)
+            prior.to(session.device)
             prior.save(
                 root / "data/flow_prior",
                 provenance(config, {"targets": targets.digest}, "torch"),
@@ -83,7 +84,8 @@ def evaluate(
     """How good the flow is, on targets that it never saw."""
     column = targets.column("validation", "vectors")
     order = torch.randperm(len(column), generator=rng.generator(seed, STAGE, "eval"))
-    held_out = _rows(column, order[:num_vectors].sort().values)
+    device = prior.projection.matrix.device
+    held_out = _rows(column, order[:num_vectors].sort().values).to(device)
     with torch.no_grad():
         draw = rng.generator(seed, STAGE, "eval-loss")
         tiled = held_out.repeat(EVAL_DRAWS, 1)
@@ -93,7 +95,7 @@ def evaluate(
     return {
         "held_out_loss": loss,
         "irreducible_gap": None if floor is None else loss - floor,
-        "c2st_accuracy": classifier_two_sample(samples.numpy(), held_out.numpy(), seed),
+        "c2st_accuracy": classifier_two_sample(samples.cpu().numpy(), held_out.cpu().numpy(), seed),
         "held_out_nll_nats": float(prior.nll(held_out).double().mean()),
         "num_held_out": len(held_out),
     }

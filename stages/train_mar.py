@@ -77,7 +77,7 @@ def main(cfg: Params, root: Path) -> None:
             norm = learner.update(loss)
             session.log(step, loss=loss, grad_norm=norm)
         if session.is_main:
-            averaged = learner.averaged.cpu()
+            averaged = learner.averaged
             save_trained(
                 root / "data/mar",
                 "mar",
@@ -93,7 +93,7 @@ def main(cfg: Params, root: Path) -> None:
             held_out = LabelledLatents(latents, "validation")
             metrics = {
                 "loss": session.curves["train"][-1]["loss"],
-                "held_out_loss": evaluate(averaged.eval(), held_out, cfg.seed),
+                "held_out_loss": evaluate(averaged.eval(), held_out, cfg.seed, session.device),
                 "num_held_out": len(held_out.labels),
                 "seed": cfg.seed,
                 "seconds": session.seconds,
@@ -125,14 +125,15 @@ class LabelledLatents:
 
 
 @torch.no_grad()
-def evaluate(mar: nn.Module, held_out: LabelledLatents, seed: int) -> float:
+def evaluate(mar: nn.Module, held_out: LabelledLatents, seed: int, device: torch.device) -> float:
     """The training loss on held-out latents, without dropout, averaged over a few maskings."""
     some = torch.arange(min(len(held_out.labels), EVAL_IMAGES))
     tokens, labels = held_out.rows(some, torch.zeros_like(some)), held_out.labels[some]
     losses = []
     for index in range(EVAL_MASKINGS):
         batch = draw_masking(tokens, labels, 1, rng.generator(seed, STAGE, "eval", index))
-        losses.append(float(mar(*batch)))
+        on_device = (x.to(device) if isinstance(x, Tensor) else x for x in batch)
+        losses.append(float(mar(*on_device)))
     return sum(losses) / len(losses)
 
 

@@ -112,19 +112,19 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     An older `final` is moved aside before and removed after, so a failure leaves it as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for stale in final.parent.glob(f".{final.name}.*.tmp"):
+    old = final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():  # killed between the two renames below
+        os.replace(old, final)
+    for stale in [old, *final.parent.glob(f".{final.name}.*.tmp")]:
         shutil.rmtree(stale, ignore_errors=True)
     scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
     scratch.mkdir()
     try:
         yield scratch
         if final.exists():
-            old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
             os.replace(final, old)
-            os.replace(scratch, final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(scratch, final)
+        os.replace(scratch, final)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -73,7 +73,10 @@ class FlowAlignment:
 
 
 class GaussianKL:
-    """KL to N(0, I), mean over dims: of each posterior, or of N(batch mean, batch variance) without one."""
+    """KL to N(0, I), mean over dims: of each posterior, or of N(batch mean, batch variance) without one.
+
+    The moments of the latter are those of this rank's latents: on several ranks it is another loss.
+    """
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         if codes.log_variance is not None:

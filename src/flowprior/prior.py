@@ -12,6 +12,7 @@ from flowprior.flow.likelihood import log_density
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.ode import integrate
 from flowprior.io import (
+    MANIFEST,
     ArtifactError,
     atomic_dir,
     load_tensors,
@@ -222,7 +223,20 @@ class FlowPrior(nn.Module):
     def save(
         self, path: str | Path, provenance: dict[str, object] | None = None, **facts: object
     ) -> None:
-        """Write the prior to a directory, atomically; what was there is replaced."""
+        """Write the prior to a directory, atomically, in the place of one that was saved there before.
+
+        Args:
+            path: A directory that does not exist, is empty, or holds a saved prior.
+            provenance: What it was made from, for the manifest.
+            facts: Further entries of the manifest.
+
+        Raises:
+            ValueError: The directory holds something else.
+        """
+        if Path(path).exists() and not _may_replace(Path(path)):
+            raise ValueError(
+                f"{path} holds something other than a flow prior; name another directory"
+            )
         config = {
             "format": FORMAT_VERSION,
             "time_convention": "t = 0 is noise, t = 1 is data",
@@ -277,3 +291,16 @@ class FlowPrior(nn.Module):
             raise ArtifactError(f"{root} does not hold the prior it describes: {error}") from None
         prior.digest = artifact.digest
         return prior
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether nothing is lost with what is there: an empty directory or a saved prior."""
+    if not path.is_dir():
+        return False
+    if not any(path.iterdir()):
+        return True
+    try:
+        manifest = read_json(path / MANIFEST)
+    except ArtifactError:
+        return False
+    return isinstance(manifest, dict) and manifest.get("kind") == KIND

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.decomposition import PCA
@@ -91,6 +91,8 @@ def test_a_digit_has_nine_overlapping_patches_of_sixteen_pixels() -> None:
 
 
 @PROPERTY
+@example(n=40, max_vectors=3, batch=7)
+@example(n=40, max_vectors=39, batch=7)
 @given(n=st.integers(1, 40), max_vectors=st.integers(1, 300), batch=st.integers(1, 50))
 def test_features_are_capped_and_evenly_spread(n: int, max_vectors: int, batch: int) -> None:
     """Never more than the cap, never a vector twice, equally many of every image, evenly spaced images."""

@@ -1,5 +1,6 @@
 """dvc.yaml says what the stages really read, and what their parameters really are."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,19 @@ def test_plots_are_outputs_of_a_stage() -> None:
 def test_analytics_are_off() -> None:
     assert "analytics = false" in (ROOT / ".dvc/config").read_text(encoding="utf-8")
     assert Path(ROOT / ".dvcignore").is_file()
+
+
+def test_the_committed_lock_was_made_by_this_code_and_these_parameters() -> None:
+    """What the committed metrics were measured with is what stands here."""
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    tree = params.load_params().model_dump(mode="json")
+    for stage, facts in lock.items():
+        for dep in facts["deps"]:
+            path = ROOT / dep["path"]
+            if path.is_file():
+                assert hashlib.md5(path.read_bytes()).hexdigest() == dep["md5"], (stage, path)
+        for key, value in facts["params"]["params.yaml"].items():
+            node = tree
+            for part in key.split("."):
+                node = node[part]
+            assert node == value, (stage, key)

@@ -481,6 +481,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_stage_starts_over(
     assert train(tmp_path).steps == []
 
 
+def test_a_finished_checkpoint_that_was_damaged_is_not_finished_any_more(tmp_path: Path) -> None:
+    """Neither while the stage runs again nor when that run is killed; what is kept is the new one's."""
+    state = train(tmp_path).folder / "state.pt"
+    state.write_bytes(b"")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7)
+    assert not state.with_name("finished").exists()
+    assert train(tmp_path).started_at_step == 6
+
+
 @pytest.mark.xfail(
     strict=True,
     reason="bug: torch.load checks no checksum, so training goes on with the damaged weights",

@@ -9,15 +9,18 @@ import io
 import tarfile
 import tokenize
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowprior.io import Artifact, ArtifactError, open_artifact, write_manifest
 
 Array = NDArray[Any]
+FLOAT16_MAX = 65504.0
 
 
 class ShardWriter:
@@ -171,10 +174,12 @@ class Column:
         if len(self._blocks) == 1:
             return np.asarray(self._blocks[0][rows])
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        home = np.searchsorted(self._starts, rows, side="right") - 1
-        for block in np.unique(home):
-            here = home == block
-            out[here] = self._blocks[block][rows[here] - self._starts[block]]
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self._starts)
+        for block, (start, stop) in enumerate(pairwise(cuts)):
+            if start < stop:
+                here = order[start:stop]
+                out[here] = self._blocks[block][rows[here] - self._starts[block]]
         return out
 
     def read(self) -> Array:
@@ -227,12 +232,14 @@ class ShardReader:
         expected = facts["fields"][field]
         blocks = []
         members: dict[str, dict[str, tuple[int, int]]] = {}
+        maps: dict[str, Array] = {}  # one for each tar: a map holds a file open
         for block in facts["blocks"]:
             shard = block["shard"]
             if shard not in self.manifest["files"]:
                 raise ArtifactError(f"{self.path / shard} is not among the files of its manifest")
             if shard not in members:
                 members[shard] = _members(self.path / shard)
+                maps[shard] = np.memmap(self.path / shard, dtype=np.uint8, mode="r")
             name = f"{block['key']}.{field}.npy"
             if name not in members[shard]:
                 raise ArtifactError(f"{self.path / shard} has no member {name!r}")
@@ -240,6 +247,7 @@ class ShardReader:
             blocks.append(
                 _map_npy(
                     self.path / shard,
+                    maps[shard],
                     name,
                     members[shard][name],
                     np.dtype(expected["dtype"]),
@@ -271,7 +279,12 @@ def _members(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _map_npy(
-    path: Path, name: str, place: tuple[int, int], dtype: np.dtype[Any], shape: tuple[int, ...]
+    path: Path,
+    mapped: Array,
+    name: str,
+    place: tuple[int, int],
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
 ) -> Array:
     """Map one `.npy` member, after checking that its header says what the manifest says."""
     offset, size = place
@@ -291,4 +304,21 @@ def _map_npy(
         raise ArtifactError(f"{path}: member {name!r} has {size} bytes, too few or too many")
     if not np.prod(shape):
         return np.empty(shape, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
+    if start + int(np.prod(shape)) * dtype.itemsize > len(mapped):
+        raise ArtifactError(f"{path} ends within member {name!r}")
+    return np.ndarray(shape, dtype=dtype, buffer=mapped, offset=start)
+
+
+def to_float16(vectors: torch.Tensor) -> Array:
+    """Float16, or an error where that would lose the number.
+
+    Raises:
+        ValueError: A value is not finite, or too large.
+    """
+    if not vectors.isfinite().all():
+        raise ValueError("there are NaN or infinite values; nothing was written")
+    if vectors.abs().max() > FLOAT16_MAX:
+        raise ValueError(
+            f"the values reach {vectors.abs().max():.3g}, which float16 cannot hold; scale them down"
+        )
+    return vectors.to(torch.float16).cpu().numpy()

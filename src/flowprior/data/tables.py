@@ -84,7 +84,10 @@ def embedding_table(path: str | None) -> Table:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        homes: dict[str, str] = read_json(index)["weight_map"]
+        found = read_json(index)
+        homes = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(homes, dict):
+            raise ValueError(f"{index} has no weight_map")
     else:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -97,7 +100,11 @@ def embedding_table(path: str | None) -> Table:
         raise ValueError(
             f"{folder} has no input embeddings under a known name; known: {', '.join(EMBEDDING_KEYS)}"
         )
-    file = folder / Path(homes[key]).name
+    file = folder / Path(str(homes[key])).name
+    if not file.is_file() or key not in _keys(file):
+        raise ValueError(
+            f"{file}, which should hold {key}, is absent or does not; download the model again"
+        )
     sha256 = file_digest(file)
     if path is None and sha256 != BUNDLED_TEXT_SHA256:
         raise ValueError(
@@ -127,13 +134,15 @@ def file_table(path: str) -> Table:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not an .npy array of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an .npz archive; save one array with np.save")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise ValueError(
             f"{path} must hold a matrix [n, D] of numbers, found {array.dtype} {array.shape}"
         )
 
     def read(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.asarray(array[start:stop], dtype=np.float32))
+        return torch.from_numpy(np.array(array[start:stop], dtype=np.float32))
 
     return Table(array.shape[0], array.shape[1], read, facts)
 
@@ -145,8 +154,9 @@ def _safetensors_table(file: Path, key: str, facts: dict[str, str]) -> Table:
         return safe_open(file, framework="pt").get_slice(key)
 
     shape = part().get_shape()
-    if len(shape) != 2:
-        raise ValueError(f"{file}: {key} must be a matrix [n, D], found {shape}")
+    kind = part().get_dtype()
+    if len(shape) != 2 or not kind.startswith(("F", "BF", "I", "U")):
+        raise ValueError(f"{file}: {key} must be a matrix [n, D] of numbers, found {kind} {shape}")
 
     def read(start: int, stop: int) -> Tensor:
         rows: Tensor = part()[start:stop]

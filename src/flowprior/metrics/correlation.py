@@ -32,7 +32,7 @@ def correlations(
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs need equally many values, found {len(a)} and {len(b)}")
-    if len(a) < 4 or a.std() == 0 or b.std() == 0:
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return {}
     picks = np.random.default_rng(seed).integers(len(a), size=(num_resamples, len(a)))
     found = {}

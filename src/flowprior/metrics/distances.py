@@ -29,11 +29,19 @@ def pair_distortion(
     generator: torch.Generator,
     num_pairs: int = 20_000,
 ) -> Distortion:
-    """Compare distances of random pairs of rows before and after; pairs that coincide before are left out."""
+    """Compare distances of random pairs of rows before and after; pairs that coincide before are left out.
+
+    Raises:
+        ValueError: All of them coincide, before or after.
+    """
     a, b = torch.randint(len(before), (2, num_pairs), generator=generator)
     long = (before[a].double() - before[b].double()).norm(dim=-1)
     short = (after[a].double() - after[b].double()).norm(dim=-1)
     apart = long > 1e-9
+    if not apart.any() or not short[apart].any():
+        raise ValueError(
+            "all vectors coincide, before or after the map: there is no distance to keep"
+        )
     ratio = short[apart] / long[apart]
     ratio = ratio / ratio.mean()
     low, high = torch.quantile(ratio, torch.tensor([0.05, 0.95], dtype=ratio.dtype)).tolist()

@@ -31,6 +31,7 @@ def register_extractor(
     """
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     class Extractor(FeatureExtractorBase):  # type: ignore[misc]
         def __init__(self, name: str, features_list: Sequence[str], **kwargs: Any) -> None:
@@ -54,6 +55,7 @@ def register_extractor(
             with torch.no_grad():
                 return tuple(found[layer](batch).double() for layer in self.features_list)
 
+    FEATURE_EXTRACTORS_REGISTRY.pop(name, None)  # else a second call in a process is refused
     register_feature_extractor(name, Extractor)
 
 

@@ -21,21 +21,22 @@ import shutil
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowprior import rng
 from flowprior.io import digest, file_digest, write_atomic
 from flowprior.optim import Schedule, adamw, moving_average, schedule
+from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
 
 FINISHED_KEPT = 4
@@ -200,7 +201,8 @@ class Session:
             self._lock = hold(self.folder / "lock", self.stage)
             _forget_finished(self.folder)
         self.accelerator.wait_for_everyone()
-        self.tracker.start(self.folder / "tracking.json")
+        ended = (self.folder / "finished").exists()
+        self.tracker.start(None if ended else self.folder / "tracking.json")
         return self
 
     def __exit__(
@@ -274,6 +276,8 @@ class Session:
         self.seconds += time.perf_counter() - clock
         if first < self.plan.num_steps:
             self._save(self.plan.num_steps)
+        if self.is_main:
+            write_atomic(self.folder / "finished", "")
 
     def log(self, step: int, **values: Tensor | float) -> None:
         """Add to the training curve; rows are means over `log_steps` updates and over ranks."""
@@ -305,7 +309,7 @@ class Session:
         saved = self.folder / "state.pt"
         kept = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
         return NonFiniteError(
-            f"{self.stage}: the {what} of the {name} is {float(value)} at step {self._step}; "
+            f"{self.stage}: the {what} of the {name} is {float(value.detach())} at step {self._step}; "
             f"{kept}. Lower the learning rate or the weight, or look at the inputs"
         )
 
@@ -323,8 +327,6 @@ class Session:
         scratch = self.folder / "state.pt.tmp"
         torch.save(state, scratch)
         os.replace(scratch, self.folder / "state.pt")
-        if step == self.plan.num_steps:
-            write_atomic(self.folder / "finished", "")
 
     def _restore(self) -> int:
         self.accelerator.wait_for_everyone()
@@ -333,6 +335,9 @@ class Session:
             return 0
         untouched = {name: deepcopy(learner.state()) for name, learner in self._learners.items()}
         try:
+            with zipfile.ZipFile(path) as members:
+                if (damaged := members.testzip()) is not None:
+                    raise ValueError(f"the checksum of {damaged} is wrong")
             state = torch.load(path, map_location="cpu", weights_only=True)
             for name, learner in self._learners.items():
                 learner.load(state["learners"][name])
@@ -358,16 +363,6 @@ class Session:
         if self.is_main:
             print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)
         return step
-
-
-def start_accelerator(precision: str = "fp32") -> Accelerator:
-    """Device and ranks as launched; ranks on CPUs must be told so, else they would not know of one another."""
-    gpu = torch.cuda.is_available()
-    if not gpu and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        # torchrun sets OMP_NUM_THREADS=1 for its workers.
-        share = (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])
-        torch.set_num_threads(max(1, share))
-    return Accelerator(cpu=not gpu, mixed_precision="bf16" if precision == "bf16" else "no")
 
 
 def code_digest() -> str:
@@ -411,6 +406,7 @@ def _forget_finished(folder: Path) -> None:
         for other in folder.parent.iterdir()
         if other != folder and (other / "finished").exists()
     ]
-    finished.sort(key=lambda marker: marker.stat().st_mtime, reverse=True)
-    for marker in finished[FINISHED_KEPT:]:
-        shutil.rmtree(marker.parent, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process of the same stage may be tidying up too
+        finished.sort(key=lambda marker: marker.stat().st_mtime, reverse=True)
+        for marker in finished[FINISHED_KEPT:]:
+            shutil.rmtree(marker.parent, ignore_errors=True)
