@@ -530,3 +530,17 @@ def test_public_names_are_found_on_first_use() -> None:
     assert all(hasattr(flowprior, name) for name in dir(flowprior))
     with pytest.raises(AttributeError, match="module 'flowprior' has no attribute 'FlowPriors'"):
         flowprior.FlowPriors  # noqa: B018
+
+
+def test_saving_never_removes_what_is_not_a_prior(tmp_path: Path) -> None:
+    """A directory with other files stays as it is; one with a saved prior, or an empty one, is replaced."""
+    prior = FlowPrior(VelocityMLP(2, 8, 1), Projection(torch.eye(2), 1.0, "identity", 0))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="something other than a flow prior"):
+        prior.save(tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        prior.save(tmp_path / "empty")
+    assert FlowPrior.load(tmp_path / "empty").dim == 2

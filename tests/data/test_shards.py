@@ -245,7 +245,7 @@ def test_blocks_are_maps_that_cannot_be_written(tmp_path: Path) -> None:
     column = read(write(tmp_path / "art", [("train", numbered(5))], 2)).column("train", "vectors")
     assert isinstance(column, Column)
     for block in column.blocks():
-        assert isinstance(block, np.memmap)
+        assert isinstance(block.base, np.memmap)
         with pytest.raises(ValueError, match="read-only"):
             block[0] = 1
 
@@ -520,3 +520,21 @@ def test_an_altered_shard_is_refused_when_opened(artifact: Path) -> None:
     (artifact / SHARD).write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"{SHARD} is damaged"):
         read(artifact)
+
+
+def test_more_blocks_than_a_process_may_open_files(tmp_path: Path) -> None:
+    """A shard is mapped once, however many blocks it has."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    directory = tmp_path / "art"
+    directory.mkdir()
+    writer = ShardWriter(directory, rows_per_block=1)
+    writer.write("train", {"vectors": numbered(600)["vectors"]})
+    writer.close(kind="test", provenance={})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        column = ShardReader.open(directory, "test", "the test").column("train", "vectors")
+        assert np.array_equal(column.gather([599, 0, 300]), column.read()[[599, 0, 300]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -77,11 +77,6 @@ def test_a_npy_of_numbers_is_read_as_float32(tmp_path: Path, dtype: str, order: 
     assert torch.equal(table.read(1, 3), torch.arange(3.0, 9.0).view(2, 3))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserWarning,
-    reason="bug: float32 rows are a view of a read-only map of the file, of which torch warns",
-)
 def test_rows_of_a_float32_npy_are_a_copy(tmp_path: Path) -> None:
     """No warning reaches the user, and who writes to them writes to memory and not to a map."""
     table = file_table(npy(tmp_path / "x.npy", MATRIX.numpy()))
@@ -180,16 +175,11 @@ def test_a_pickle_in_a_npy_is_never_executed(tmp_path: Path, bare: bool) -> None
     assert marker.exists()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="bug: numpy opens a zip by its content, whatever its name, as an NpzFile without ndim",
-)
 def test_an_npz_by_the_name_of_a_npy_is_an_error(tmp_path: Path) -> None:
     """As any other file that is no array."""
     with (tmp_path / "x.npy").open("wb") as file:
         np.savez(file, a=MATRIX.numpy())
-    with pytest.raises(ValueError, match=r"x\.npy is not an \.npy array of numbers"):
+    with pytest.raises(ValueError, match=r"x\.npy is an \.npz archive"):
         file_table(str(tmp_path / "x.npy"))
 
 
@@ -209,14 +199,10 @@ def test_a_safetensors_of_another_shape_is_an_error(tmp_path: Path, shape: tuple
     """It names the tensor and its shape."""
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(shape)}, path)
-    with pytest.raises(ValueError, match=r"a must be a matrix \[n, D\], found \["):
+    with pytest.raises(ValueError, match=r"a must be a matrix \[n, D\] of numbers, found F32 \["):
         file_table(str(path))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: the type of a safetensors matrix is not looked at, as that of a .npy is",
-)
 @pytest.mark.filterwarnings("ignore:Casting complex")
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.bool])
 def test_a_safetensors_that_is_no_matrix_of_numbers_is_an_error(
@@ -322,7 +308,9 @@ def test_weights_without_a_known_name_are_an_error(tmp_path: Path) -> None:
 def test_embeddings_that_are_no_matrix_are_an_error(tmp_path: Path) -> None:
     """Packed or quantised ones, for instance."""
     save_file({KEY: torch.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"embed_tokens.* must be a matrix \[n, D\], found \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"embed_tokens.* must be a matrix \[n, D\] of numbers, found F32 \[3\]"
+    ):
         embedding_table(str(tmp_path))
 
 
@@ -333,10 +321,6 @@ def test_a_damaged_index_is_an_error(tmp_path: Path) -> None:
         embedding_table(str(tmp_path))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: an index that does not fit its folder ends in KeyError, FileNotFoundError or SafetensorError",
-)
 @pytest.mark.parametrize(
     "index",
     [{}, [], {"weight_map": {KEY: "gone.safetensors"}}, {"weight_map": {KEY: "other.safetensors"}}],

@@ -77,11 +77,6 @@ def test_rows_that_coincide_are_left_out() -> None:
     assert collapsed.std > 0.3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="bug: where all pairs coincide torch.quantile fails on an empty tensor instead of a message",
-)
 @pytest.mark.parametrize("n", [1, 5])
 def test_points_that_all_coincide_are_an_error_that_says_so(n: int) -> None:
     """There is no distance to look at."""

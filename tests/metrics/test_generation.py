@@ -181,11 +181,6 @@ def test_calls_with_one_extractor_do_not_see_one_anothers_images() -> None:
     assert second > 10
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="bug: torch-fidelity refuses a name twice, so two stages in one process cannot open the evaluator",
-)
 def test_registering_a_name_again_replaces_it() -> None:
     """A stage that runs twice in a process judges by the network that it gave last."""
     register_extractor("again", pixels, pixels)

@@ -491,10 +491,6 @@ def test_a_finished_checkpoint_that_was_damaged_is_not_finished_any_more(tmp_pat
     assert train(tmp_path).started_at_step == 6
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: torch.load checks no checksum, so training goes on with the damaged weights",
-)
 def test_flipped_bits_in_the_weights_of_a_checkpoint_are_noticed(
     tmp_path: Path, undisturbed: Outcome
 ) -> None:
@@ -705,10 +701,6 @@ def test_a_run_is_finished_when_its_last_checkpoint_is_saved(
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == STEPS
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="bug: a run killed between its last checkpoint and the marker is never marked as finished",
-)
 def test_a_run_killed_before_it_was_marked_as_finished_is_marked_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
