@@ -40,6 +40,8 @@ def without(key: str) -> dict:
 BAD = [
     ("sed", 1, ["sed", "unknown", "'seed'"]),
     ("seed", -1, ["seed", "-1"]),
+    ("seed", 2**32, ["seed", "4294967296"]),
+    ("presets.digits.train_ae.eval_steps", 10**6, ["eval_steps", "at most steps"]),
     ("seed", 1.5, ["seed", "1.5"]),
     ("seed", True, ["seed", "True"]),
     ("preset", "digts", ["preset", "'digts'", "'digits'"]),
@@ -123,6 +125,9 @@ def test_the_imagenet_preset_asks_for_ones_own_images() -> None:
         params.parse(changed("preset", "imagenet"))
     tree = changed("preset", "imagenet")
     tree["images"] |= {"source": "imagefolder", "path": "images"}
+    with pytest.raises(params.ParamsError, match=r"prior\.source: semantic is made of digits"):
+        params.parse(tree)
+    tree["prior"]["source"] = "textual"
     assert params.parse(tree).scale.train_mar.width == 768
 
 

@@ -258,5 +258,6 @@ def test_the_readmes_looks_at_experiments_work(repository: Path) -> None:
     table = run(["dvc", "exp", "show", "--only-changed", "--csv"], repository)
     assert "0.02" in table
     assert "5e-05" in table
-    run(["dvc", "plots", "diff", "--no-html", "--json"], repository)
+    run(["dvc", "plots", "diff"], repository)
+    assert (repository / "dvc_plots/index.html").is_file()
     assert not run(["git", "status", "--porcelain", "--untracked-files=no"], repository)
