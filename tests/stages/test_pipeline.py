@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from .closure import ROOT
 
@@ -261,3 +262,33 @@ def test_the_readmes_looks_at_experiments_work(repository: Path) -> None:
     run(["dvc", "plots", "diff"], repository)
     assert (repository / "dvc_plots/index.html").is_file()
     assert not run(["git", "status", "--porcelain", "--untracked-files=no"], repository)
+
+
+def test_ones_own_images_go_through_every_stage(tmp_path: Path) -> None:
+    """A tree of RGB files of another size; without a network that knows them they are judged by what needs none."""
+    images = tmp_path / "images"
+    draw = np.random.default_rng(0)
+    for index in range(120):
+        folder = images / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(
+            folder / f"{index}.png"
+        )
+    other = clone(tmp_path / "clone")
+    text = (other / "params.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        ("source: digits ", "source: imagefolder "),
+        ("path: null\n  split_seed", f"path: {images}\n  split_seed"),
+        ("source: semantic", "source: gaussian"),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    (other / "params.yaml").write_text(text, encoding="utf-8")
+    for stage in STAGES:
+        run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], other)
+    encoded = json.loads((other / "metrics/encode_latents.json").read_text())
+    assert encoded["num_images"] == 24
+    assert encoded["psnr_db"] > 0
+    assert encoded["extractor"] is None
+    with np.load(other / "data/samples/samples.npz", allow_pickle=False) as samples:
+        assert samples["arr_0"].shape == (100, 8, 8, 3)
