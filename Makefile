@@ -7,11 +7,15 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro test lint bench setup clean
+.PHONY: repro toy test lint bench setup clean
 
 repro: setup
 	python stages/params.py
 	dvc repro
+
+toy: setup
+	PYTHONPATH=src:stages python stages/toy/study_params.py
+	dvc repro stages/toy/dvc.yaml
 
 test: setup
 	PYTHONPATH=src python -m pytest

@@ -1,10 +1,11 @@
 """Encode all images, and measure what the latents are and what they keep.
 
-Reads   images, data/autoencoder/
+Reads   images, data/autoencoder/, data/targets/, data/flow_prior/
 Writes  data/latents/                  shards: latents float16 [n, 1 or 2, tokens, d] (image, flip),
 labels;
                                        mean and std of the training latents in the manifest
-        metrics/encode_latents.json    rFD, PSNR, SSIM, latent statistics, linear probe
+        metrics/encode_latents.json    rFD, PSNR, SSIM, latent statistics, linear probe; how held-out latents
+                                       compare with held-out targets, and whether they look collapsed
 """
 
 import params
@@ -12,27 +13,40 @@ from params import Params
 
 params.check(__name__)
 
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from evaluator import open_evaluator
+from flowprior import rng
 from flowprior.data.images import SPLITS, ImageSet, batches, open_images
-from flowprior.data.shards import ShardReader, ShardWriter, to_float16
+from flowprior.data.shards import Column, ShardReader, ShardWriter, to_float16
 from flowprior.data.trained import load_trained
 from flowprior.io import atomic_dir, provenance, write_json
+from flowprior.metrics.coverage import collapse_signs, match_report
 from flowprior.metrics.generation import generation_metrics
 from flowprior.metrics.moments import Moments
 from flowprior.metrics.probe import linear_probe_accuracy
 from flowprior.metrics.reconstruction import psnr_db, ssim, to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
+from flowprior.prior import FlowPrior
 from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "encode_latents"
+NEIGHBOURS = 5
+"""k of the coverage metrics."""
+AMBIGUOUS = ("precision", "recall", "recall_control", "density")
+"""Of latents against targets; sample_eval has keys of these names, of samples against images."""
+MATCH_VECTORS = 5000
+NLL_VECTORS = 1000
 
 
 def main(cfg: Params, root: Path) -> None:
@@ -45,6 +59,14 @@ def main(cfg: Params, root: Path) -> None:
     trained = load_trained(where, "autoencoder", "the stage `train_ae`")
     device = start_accelerator().device
     autoencoder = trained.into(autoencoder_from(trained.config), where).to(device)
+    targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
+    prior = FlowPrior.load(root / "data/flow_prior")
+    held_out = len(targets.column("validation", "vectors"))
+    if held_out <= NEIGHBOURS:
+        raise ValueError(
+            f"data/targets holds out {held_out} vectors, neighbours with k = {NEIGHBOURS} need more; "
+            "bring more features or raise max_vectors, and run `dvc repro extract_features`"
+        )
     images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
     evaluator = open_evaluator(cfg.images.source, images["train"])
     moments: Moments | None = None
@@ -79,17 +101,18 @@ def main(cfg: Params, root: Path) -> None:
             std=moments.std,
         )
     latents = ShardReader.open(root / "data/latents", "latents", f"the stage `{STAGE}`")
+    match = match_metrics(latents, targets, prior.to(device), cfg.seed)
     stds = moments.covariance.diagonal().sqrt()
     metrics = {
         **reconstruction_metrics(
             autoencoder, images["validation"], evaluator.extractor, scale.batch_images, device
         ),
         "linear_probe_accuracy": _probe(latents),
+        **match,
         "latent_std": moments.std,
         "latent_std_min": float(stds.min()),
         "latent_std_max": float(stds.max()),
         "latent_mean_norm": float(moments.mean.norm()),
-        "effective_rank": moments.effective_rank,
         "num_train_latents": moments.count,
         "num_images": len(images["validation"]),
         "extractor": evaluator.extractor,
@@ -135,6 +158,45 @@ def reconstruction_metrics(
         "ssim": float(torch.cat(ssims).mean()),
         "lpips": None,  # VGG's five poolings leave nothing of 8 x 8 pixels
     }
+
+
+def match_metrics(
+    latents: ShardReader, targets: ShardReader, prior: FlowPrior, seed: int
+) -> dict[str, float | int]:
+    """How held-out latents compare with held-out targets; a loud warning where they look collapsed.
+
+    Training targets are the control: what latents that match perfectly would give.
+    """
+    tokens = latents.column("validation", "latents")
+    per_image = tokens.shape[2]
+    mine = _some(tokens, -(-MATCH_VECTORS // per_image), seed)[:, 0]
+    mine = mine.reshape(-1, mine.shape[-1]).astype(np.float32)
+    held_out = _some(targets.column("validation", "vectors"), MATCH_VECTORS, seed)
+    control = targets.column("train", "vectors").sample(
+        MATCH_VECTORS, rng.generator(seed, STAGE, "control")
+    )
+    report = match_report(mine, held_out, control.numpy(), seed=seed, k=NEIGHBOURS)
+    device = prior.projection.matrix.device
+    nll, target_nll = (
+        float(prior.nll(torch.from_numpy(part).to(device)).double().mean())
+        for part in (mine[:NLL_VECTORS], held_out[:NLL_VECTORS])
+    )
+    signs = collapse_signs(report, nll - target_nll)
+    for sign in signs:
+        print(f"{STAGE}: WARNING the latents look collapsed: {sign}", file=sys.stderr)
+    return {
+        **{f"latent_{key}" if key in AMBIGUOUS else key: value for key, value in report.items()},
+        "nll_nats": nll,
+        "nll_targets_nats": target_nll,
+        "nll_gap_nats": nll - target_nll,
+        "collapsed": int(bool(signs)),
+    }
+
+
+def _some(column: Column, count: int, seed: int) -> NDArray[Any]:
+    """At most so many rows, at random and in random order."""
+    order = torch.randperm(len(column), generator=rng.generator(seed, STAGE, "some"))
+    return column.gather(order[:count].numpy())
 
 
 def _probe(latents: ShardReader) -> float:

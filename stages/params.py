@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -77,14 +78,45 @@ class Autoencoder(Section):
     bottleneck: Literal["plain", "kl"]
 
 
-class Align(Section):
+class Pull(Section):
+    """What pulls the latents."""
+
+    objective: Literal[
+        "none",
+        "flow_prior",
+        "likelihood",
+        "elbo",
+        "sds",
+        "dmd",
+        "sliced_w2",
+        "mmd",
+        "moments",
+        "kl",
+    ]
+    num_draws: int = Field(ge=1, le=1024)
+    """Draws of noise and time for each latent, of the objectives that ask a flow."""
+    t_max: float = Field(gt=0, lt=1)
+    """likelihood: the largest time, where the weight t / (1 - t) ends; dmd: times lie in (1 - t_max, t_max)."""
+    fake_updates: int = Field(ge=1, le=100)
+    """dmd: updates of the flow of the latents for one of the autoencoder."""
+    fake_lr: float = Field(gt=0, le=1)
+    """dmd: its learning rate."""
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if self.objective == "dmd" and self.t_max <= 0.5:
+            raise ValueError(
+                f"align.t_max must be above 0.5 with align.objective dmd, found {self.t_max}: "
+                "its times lie between 1 - t_max and t_max"
+            )
+        return self
+
+
+class Align(Pull):
     """What pulls the latents, and how hard."""
 
-    objective: Literal["none", "flow_prior", "kl"]
     weight: float = Field(ge=0)
     """Factor on the objective, a mean over vectors and dims."""
-    num_draws: int = Field(ge=1, le=1024)
-    """Draws of noise and time for each latent."""
 
 
 class Guidance(Section):
@@ -384,34 +416,52 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
     Raises:
         ParamsError: It is absent, not YAML, or holds a value that cannot be used.
     """
+    return parse(read_yaml(path))
+
+
+def read_yaml(path: Path) -> object:
+    """Read a file by the rules of YAML 1.2.
+
+    Raises:
+        ParamsError: It is absent or not YAML.
+    """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None
-    return parse(tree)
 
 
 def parse(tree: object) -> Params:
-    """Check parameters that were read.
+    """Check parameters that were read; see `parse_as`."""
+    return parse_as(Params, tree)
+
+
+S = typing.TypeVar("S", bound=Section)
+
+
+def parse_as(kind: type[S], tree: object) -> S:
+    """Check parameters that were read, as a section of the given kind.
 
     Raises:
         ParamsError: One line for each mistake: the key, what was found, what is allowed.
     """
     try:
-        return Params.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ParamsError("\n".join(_explain(dict(e)) for e in error.errors())) from None
+        lines = (_explain(kind, dict(e)) for e in error.errors())
+        raise ParamsError("\n".join(lines)) from None
 
 
-def check(name: str, every_rank: bool = False) -> None:
+def check(name: str, every_rank: bool = False, load: Callable[[], Section] | None = None) -> None:
     """First thing in a stage that runs as a script: stop with a readable message if the parameters are wrong.
 
     Args:
         name: The stage's `__name__`; nothing happens where it is imported.
         every_rank: Whether the stage knows what to do with many ranks. Else, launched on many, it runs
             on the first alone and the others leave at once.
+        load: Reads the parameters; `load_params` by default.
     """
     if name != "__main__":
         return
@@ -423,7 +473,7 @@ def check(name: str, every_rank: bool = False) -> None:
         for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(variable, None)
     try:
-        load_params()
+        (load or load_params)()
     except ParamsError as error:
         print(f"params.yaml cannot be used:\n{error}", file=sys.stderr)
         if "DVC_STAGE" in os.environ:
@@ -440,18 +490,18 @@ def state_root(root: Path) -> Path:
     return Path(os.environ.get("DVC_ROOT", root))
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(kind: type[Section], error: dict[str, Any]) -> str:
     """One mistake in one line."""
     location: tuple[Any, ...] = error["loc"]
     key = ".".join(str(part) for part in location)
     found = error["input"]
     if error["type"] == "extra_forbidden":
-        siblings = _fields_at(location[:-1])
+        siblings = _fields_at(kind, location[:-1])
         return f"{key}: unknown key, {_allowed(str(location[-1]), siblings)}"
     if error["type"] == "missing":
         return f"{key}: missing"
     if error["type"] == "literal_error":
-        expected = _choices_at(location)
+        expected = _choices_at(kind, location)
         return f"{key}: found {found!r}, {_allowed(str(found), expected)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
@@ -466,9 +516,9 @@ def _allowed(found: str, choices: typing.Iterable[str]) -> str:
     return f"allowed: {', '.join(names)}{hint}"
 
 
-def _annotation_at(location: tuple[Any, ...]) -> Any:
+def _annotation_at(kind: type[Section], location: tuple[Any, ...]) -> Any:
     """The annotation of the field at a path of keys."""
-    annotation: Any = Params
+    annotation: Any = kind
     for part in location:
         if typing.get_origin(annotation) is dict:
             annotation = typing.get_args(annotation)[1]
@@ -480,13 +530,13 @@ def _annotation_at(location: tuple[Any, ...]) -> Any:
     return annotation
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    annotation = _annotation_at(location)
+def _fields_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
+    annotation = _annotation_at(kind, location)
     return list(annotation.model_fields) if hasattr(annotation, "model_fields") else []
 
 
-def _choices_at(location: tuple[Any, ...]) -> list[str]:
-    return [str(choice) for choice in typing.get_args(_annotation_at(location))]
+def _choices_at(kind: type[Section], location: tuple[Any, ...]) -> list[str]:
+    return [str(choice) for choice in typing.get_args(_annotation_at(kind, location))]
 
 
 if __name__ == "__main__":

@@ -27,8 +27,10 @@ from flowprior.io import provenance, write_csv, write_json
 from flowprior.metrics.correlation import correlations
 from flowprior.metrics.neighbours import NeighbourIndex
 from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
-from flowprior.objectives import Draw, build_objective
+from flowprior.objectives.build import build_objective
+from flowprior.objectives.face import Draw
 from flowprior.prior import FlowPrior
+from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_ae"
@@ -73,15 +75,17 @@ def main(cfg: Params, root: Path) -> None:
         learner = session.learner(
             "autoencoder", autoencoder, Optimizer(**scale.optimizer.model_dump())
         )
-        if session.accelerator.num_processes > 1 and (
-            (cfg.align.objective, cfg.autoencoder.bottleneck) == ("kl", "plain")
-        ):
-            raise ValueError(
-                "align.objective kl on a plain bottleneck takes the moments of the whole batch, which no one of "
-                "several ranks has; launch it on one, or set autoencoder.bottleneck to kl"
-            )
         prior.to(session.device)
-        objective = build_objective(cfg.align.objective, prior, cfg.align.num_draws)
+        objective = build_objective(
+            cfg.align.objective,
+            prior,
+            targets.column("train", "vectors").sample,
+            num_draws=cfg.align.num_draws,
+            t_max=cfg.align.t_max,
+        )
+        fake_flow = FakeFlow(
+            session, objective, num_updates=cfg.align.fake_updates, lr=cfg.align.fake_lr
+        )
         watch = AlignmentWatch(prior, targets, cfg.seed) if session.is_main else None
         rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
         for step in session.steps():
@@ -93,8 +97,9 @@ def main(cfg: Params, root: Path) -> None:
             )
             restored, codes = learner.module(images, session.share(noise))
             reconstruction = (restored.float() - images).square().mean()
+            randomness = Draw(draw, scale.batch_images, session.share, session.gather)
             with session.autocast():
-                alignment = objective(codes, Draw(draw, scale.batch_images, session.share))
+                alignment = objective(codes, randomness)
             loss = reconstruction + cfg.align.weight * alignment
             norm = learner.update(loss)
             session.log(
@@ -103,6 +108,7 @@ def main(cfg: Params, root: Path) -> None:
                 reconstruction=reconstruction,
                 alignment=alignment,
                 grad_norm=norm,
+                **fake_flow.follow(codes, step, randomness),
             )
             if watch is not None and (step + 1) % scale.eval_steps == 0:
                 latents = _latents(learner.averaged, held_out, rows_watched, session.device)
@@ -135,7 +141,13 @@ class AlignmentWatch:
 
     def __init__(self, prior: FlowPrior, targets: ShardReader, seed: int) -> None:
         self._prior = prior
-        self._index = NeighbourIndex(targets.column("train", "vectors").read())
+        vectors = targets.column("train", "vectors")
+        if len(vectors) < max(NEIGHBOURS):
+            raise ValueError(
+                f"data/targets has {len(vectors)} training vectors, log r_k needs {max(NEIGHBOURS)}; "
+                "bring more features or raise max_vectors, and run `dvc repro extract_features`"
+            )
+        self._index = NeighbourIndex(vectors.read())
         self._seed = seed
 
     def __call__(self, latents: Tensor) -> dict[str, float]:

@@ -50,7 +50,7 @@ def main(cfg: Params, root: Path) -> None:
         learner = session.learner("velocity", velocity, Optimizer(**scale.optimizer.model_dump()))
         for step in session.steps():
             draw = session.generator("step", step)
-            batch = _rows(train, torch.randint(len(train), (scale.batch_vectors,), generator=draw))
+            batch = train.sample(scale.batch_vectors, draw)
             t = stratified_times(scale.time_groups, batch, draw)
             data, noise = (
                 session.share(group_vectors(vectors, scale.time_groups))

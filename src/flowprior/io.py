@@ -98,7 +98,7 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not JSON: {error}") from None
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
     """Write a curve, atomically: a header and a line for each row, floats in their shortest exact form."""
     columns = list(rows[0]) if rows else []
     lines = [",".join(columns), *(",".join(repr(row[name]) for name in columns) for row in rows)]

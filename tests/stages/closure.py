@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = {"stages/params.py"}
-"""DVC tracks the values of the parameters, not the file that checks them."""
+LEFT_OUT = {"stages/params.py", "stages/toy/study_params.py"}
+"""DVC tracks the values of the parameters, not the files that check them."""
 PACKAGE_DATA = {"src/flowprior/data/pretrained.py": "src/flowprior/data/digits"}
 """What a module reads besides its imports."""
 
@@ -56,8 +56,10 @@ def _files_of(name: str, beside: Path) -> set[Path]:
         found = {base.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)}
         found.add(base.joinpath(*parts).with_suffix(".py"))
         return {path for path in found if path.is_file()}
-    candidate = beside / f"{name}.py"
-    return {candidate} if beside.is_relative_to(ROOT / "stages") and candidate.is_file() else set()
+    if not beside.is_relative_to(ROOT / "stages"):
+        return set()
+    candidates = (folder / f"{name}.py" for folder in (beside, ROOT / "stages"))
+    return set(list(filter(Path.is_file, candidates))[:1])
 
 
 def _is_empty(name: str) -> bool:

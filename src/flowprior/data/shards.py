@@ -182,6 +182,12 @@ class Column:
                 out[here] = self._blocks[block][rows[here] - self._starts[block]]
         return out
 
+    def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """So many rows, drawn with replacement, as a tensor."""
+        return torch.from_numpy(
+            self.gather(torch.randint(len(self), (n,), generator=generator).numpy())
+        )
+
     def read(self) -> Array:
         """The whole array in memory."""
         return np.concatenate(self._blocks)

@@ -15,19 +15,21 @@ from flowprior.flow.losses import Velocity, flow_matching_loss
 from flowprior.flow.path import interpolate
 
 EXACT_DIVERGENCE_MAX_DIM = 64
+PATH_VECTORS = 16_384
+"""Points on paths that `path_divergence` looks at together; bounds its memory."""
 
 
 def divergence_exact(
-    velocity: Velocity, x: Float[Tensor, "n d"], t: Float[Tensor, "#n"]
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    velocity: Velocity, x: Float[Tensor, "*batch d"], t: Float[Tensor, "*#batch"]
+) -> tuple[Float[Tensor, "*batch d"], Float[Tensor, "*batch"]]:
     """Velocity and tr dv/dx, with one backward pass for each of the d dimensions."""
     with torch.inference_mode(False), torch.enable_grad():
         x, t = x.detach().clone().requires_grad_(True), t.clone()
         v = velocity(x, t) + 0 * x  # so that there is a gradient where v does not depend on x
-        trace = torch.zeros_like(v[:, 0])
+        trace = torch.zeros_like(v[..., 0])
         for i in range(x.shape[-1]):
-            (row,) = torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)
-            trace = trace + row[:, i]
+            (row,) = torch.autograd.grad(v[..., i].sum(), x, retain_graph=True)
+            trace = trace + row[..., i]
     return v.detach(), trace.detach()
 
 
@@ -109,6 +111,7 @@ def path_divergence(
     points: Float[Tensor, "n d"],
     noise: Float[Tensor, "k n d"],
     t: Float[Tensor, "#k #n"],
+    weights: Float[Tensor, " k"] | None = None,
 ) -> Float[Tensor, " n"]:
     """C(y) = -E tr dv/dx on the straight paths that end in the points; Eq. (10), arXiv:2506.05240.
 
@@ -119,12 +122,17 @@ def path_divergence(
         points: Where the paths end.
         noise: Where they start.
         t: Where on the path to look.
+        weights: Of each draw; 1 by default.
     """
-    traces = [
-        divergence_exact(velocity, interpolate(start, points, time), time)[1]
-        for start, time in zip(noise, t.expand(noise.shape[:2]), strict=True)
-    ]
-    return -torch.stack(traces).mean(0)
+    total = torch.zeros_like(points[:, 0])
+    size = max(1, PATH_VECTORS // max(1, len(points)))
+    times = t.expand(len(noise), -1)
+    shares = torch.ones_like(noise[:, 0, 0]) if weights is None else weights
+    draws = zip(noise.split(size), times.split(size), shares.split(size), strict=True)
+    for start, time, share in draws:
+        x_t = interpolate(start, points.expand_as(start), time)
+        total += share @ divergence_exact(velocity, x_t, time)[1]
+    return -total / len(noise)
 
 
 def squared_error(

@@ -251,6 +251,19 @@ class Session:
         part: Tensor = batch.chunk(ranks, dim)[self.accelerator.process_index]
         return part.to(self.device)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, in order, with a gradient to this rank's own.
+
+        The gradient is multiplied by the number of ranks, so that the mean over ranks that data
+        parallelism takes is the gradient of a loss of all rows.
+        """
+        ranks = self.accelerator.num_processes
+        if ranks == 1:
+            return rows
+        everyone = list(self.accelerator.gather(rows.detach()).chunk(ranks))
+        everyone[self.accelerator.process_index] = rows * ranks - rows.detach() * (ranks - 1)
+        return torch.cat(everyone)
+
     def steps(self) -> Iterator[int]:
         """Step numbers, from the last checkpoint to the end; saves on the way and at the end."""
         first = self._restore()

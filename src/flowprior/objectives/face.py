@@ -1,0 +1,62 @@
+"""The one face of all objectives: codes and randomness in, one number out."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowprior.models.bottleneck import Codes
+
+
+def _alone(batch: Tensor, dim: int = 0) -> Tensor:
+    """The share of a process that is alone, and what it gathers."""
+    return batch
+
+
+class Draw(NamedTuple):
+    """Randomness for the global batch, so that a result does not depend on the number of ranks.
+
+    Attributes:
+        generator: Equal on all ranks.
+        batch: Rows of the global batch, the first axis of the latents.
+        share: `share(draws, dim)` gives this rank's part of what was drawn for all, on its device.
+        gather: The rows of all ranks, with a gradient that reaches this rank's own.
+    """
+
+    generator: torch.Generator
+    batch: int
+    share: Callable[[Tensor, int], Tensor] = _alone
+    gather: Callable[[Tensor], Tensor] = _alone
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss of this rank's latents, a mean over vectors and dims; it is weighted by `align.weight`."""
+
+    def __call__(self, codes: Codes, draw: Draw) -> Tensor: ...
+
+
+Sample = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
+"""Draws so many vectors of the target distribution."""
+
+
+class Unaligned:
+    """No pull at all: the paper's AE row."""
+
+    def __call__(self, codes: Codes, draw: Draw) -> Tensor:
+        return codes.latents.new_zeros(())
+
+
+class GaussianKL:
+    """KL to N(0, I), mean over dims: of each posterior, or of N(batch mean, batch variance) without one."""
+
+    def __call__(self, codes: Codes, draw: Draw) -> Tensor:
+        if codes.log_variance is not None:
+            mean, log_variance = codes.mean, codes.log_variance
+        else:
+            vectors = draw.gather(codes.latents.float()).flatten(0, -2)
+            mean = vectors.mean(0)
+            log_variance = vectors.var(0, correction=0).clamp(min=1e-12).log()
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
