@@ -114,10 +114,10 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"--out {out}: name a picture, for instance {out.stem or 'grid'}.png")
 
 
-def _number(kind: type[int] | type[float], least: int) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], least: int) -> Callable[[str], int | float]:
     """Of argparse's type: a finite number, at least `least`."""
 
-    def parse(text: str) -> float:
+    def parse(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:

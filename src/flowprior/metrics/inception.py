@@ -194,7 +194,9 @@ def inception_metrics(generated: Features, real: Features) -> dict[str, float | 
 
     found: dict[str, float | None] = {"fid": fid(generated, real)}
     if generated.logits is not None:
-        scores = isc_features_to_metric(generated.logits, splits=ISC_SPLITS)
+        scores = isc_features_to_metric(
+            generated.logits, splits=min(ISC_SPLITS, len(generated.logits))
+        )
         found["inception_score"] = scores["inception_score_mean"]
     if not len(real.pool):
         return found | dict.fromkeys(("precision", "recall", "kid"))

@@ -1,11 +1,12 @@
 """Images in the `.npz` that evaluators of others read (ADM's layout: `arr_0`, bytes [n, h, w, c]), piece by piece."""
 
+import io
 import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,10 +15,13 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 IMAGES = "arr_0"
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError)
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
+"""Shape, whether in Fortran's order, and type."""
 
 
 def write_npz(
-    path: Path, pieces: Iterable[UInt8[Tensor, "b c h w"]], labels: Int64[Tensor, " n"]
+    path: Path, pieces: Iterable[UInt8[Tensor, "_ c h w"]], labels: Int64[Tensor, " n"]
 ) -> None:
     """Write images as they come, and their labels: the bytes of `numpy.savez`, with one piece in memory.
 
@@ -32,7 +36,8 @@ def write_npz(
                 block = np.ascontiguousarray(piece.permute(0, 2, 3, 1).numpy())
                 if shape is None:
                     shape = block.shape[1:]
-                    _write_header(file, (len(labels), *shape))
+                    header = {"descr": "|u1", "fortran_order": False}
+                    npy.write_array_header_1_0(file, header | {"shape": (len(labels), *shape)})
                 elif block.shape[1:] != shape:
                     raise ValueError(f"images of {shape} are followed by images of {block.shape}")
                 file.write(block.data)
@@ -56,8 +61,8 @@ class NpzImages:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._open() as file:
-            shape, fortran_order, dtype = _read_header(file)
+        file, (shape, fortran_order, dtype) = self._open()
+        file.close()
         if dtype != np.uint8 or len(shape) != 4 or fortran_order or shape[3] not in (1, 3):
             raise ValueError(
                 f"{path}: {IMAGES} must be uint8 [n, h, w, 1 or 3] in C order, found {dtype} {list(shape)}"
@@ -67,21 +72,20 @@ class NpzImages:
     def __len__(self) -> int:
         return self._count
 
-    def pieces(self, batch: int) -> Iterator[UInt8[Tensor, "b c h w"]]:
+    def pieces(self, batch: int) -> Iterator[UInt8[Tensor, "_ c h w"]]:
         """All images in order, at most `batch` at a time.
 
         Raises:
             ValueError: The file ends early or is damaged.
         """
         shape = (*self.size, self.channels)
-        with self._open() as file:
-            _read_header(file)
+        with self._open()[0] as file:
             for start in range(0, self._count, batch):
                 rows = min(batch, self._count - start)
                 wanted = rows * math.prod(shape)
                 try:
                     content = file.read(wanted)
-                except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+                except DAMAGE as error:
                     raise ValueError(f"{self._path} is damaged: {error}") from None
                 if len(content) != wanted:
                     raise ValueError(
@@ -90,18 +94,13 @@ class NpzImages:
                 block = np.frombuffer(content, dtype=np.uint8).reshape(rows, *shape)
                 yield torch.from_numpy(block.transpose(0, 3, 1, 2).copy())
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> tuple[io.BufferedIOBase, Header]:
+        """The member behind its header."""
         try:
-            return zipfile.ZipFile(self._path).open(f"{IMAGES}.npy")
-        except (zipfile.BadZipFile, OSError, KeyError) as error:
+            archive = zipfile.ZipFile(self._path)
+            file = cast(io.BufferedIOBase, archive.open(f"{IMAGES}.npy"))
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            return file, read(file)
+        except (*DAMAGE, KeyError, ValueError) as error:
             raise ValueError(f"{self._path} is not an .npz with {IMAGES}: {error}") from None
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    return read(file)
