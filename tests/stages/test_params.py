@@ -70,7 +70,7 @@ BAD = [
     ("evaluation.extractor", None, ["evaluation.extractor", "None"]),
     ("evaluation.weights", "w.pth", ["evaluation.weights", "no effect", "digits"]),
     ("evaluation.reference", "x.npz", ["evaluation.reference", "no effect", "digits"]),
-    ("evaluation.refrence", None, ["evaluation.refrence", "'reference'"]),
+    ("evaluation.referens", None, ["evaluation.referens", "'reference'"]),
     ("presets.digits.images.size", 16, ["presets.digits.images.size", "8 x 8"]),
     ("presets.digits.extract_features.batch_images", 0, ["batch_images"]),
     ("presets.digits.project.dim", 0, ["presets.digits.project.dim"]),
