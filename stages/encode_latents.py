@@ -4,7 +4,7 @@ Reads   images, data/autoencoder/, data/targets/, data/flow_prior/
 Writes  data/latents/                  shards: latents float16 [n, 1 or 2, tokens, d] (image, flip),
 labels;
                                        mean and std of the training latents in the manifest
-        metrics/encode_latents.json    rFD, PSNR, SSIM, latent statistics, linear probe; how held-out latents
+        metrics/encode_latents.json    rFD or rFID, PSNR, SSIM, latent statistics, linear probe; how held-out latents
                                        compare with held-out targets, and whether they look collapsed
 """
 
@@ -15,6 +15,7 @@ params.check(__name__)
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluator import open_evaluator
+from evaluator import Evaluator, open_evaluator
 from flowprior import rng
 from flowprior.data.images import SPLITS, ImageSet, batches, open_images
 from flowprior.data.shards import Column, ShardReader, ShardWriter, to_float16
 from flowprior.data.trained import load_trained
 from flowprior.io import atomic_dir, provenance, write_json
 from flowprior.metrics.coverage import collapse_signs, match_report
-from flowprior.metrics.generation import generation_metrics
 from flowprior.metrics.moments import Moments
 from flowprior.metrics.probe import linear_probe_accuracy
-from flowprior.metrics.reconstruction import psnr_db, ssim, to_uint8
+from flowprior.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
 from flowprior.prior import FlowPrior
 from flowprior.training.device import start_accelerator
@@ -53,7 +53,8 @@ def main(cfg: Params, root: Path) -> None:
     """Run the stage in a workspace."""
     started = time.perf_counter()
     scale, config = cfg.scale.encode_latents, cfg.tracked(STAGE)
-    tracker = Tracker(STAGE, config, params.state_root(root))
+    state = params.state_root(root)
+    tracker = Tracker(STAGE, config, state)
     tracker.start()
     where = root / "data/autoencoder"
     trained = load_trained(where, "autoencoder", "the stage `train_ae`")
@@ -68,7 +69,14 @@ def main(cfg: Params, root: Path) -> None:
             "bring more features or raise max_vectors, and run `dvc repro extract_features`"
         )
     images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
-    evaluator = open_evaluator(cfg.images.source, images["train"])
+    evaluator = open_evaluator(
+        cfg,
+        images["train"],
+        images["validation"],
+        scale.batch_images,
+        state / ".ckpt/evaluation",
+        device,
+    )
     moments: Moments | None = None
     with atomic_dir(root / "data/latents") as out:
         writer = ShardWriter(out)
@@ -95,7 +103,7 @@ def main(cfg: Params, root: Path) -> None:
         }
         writer.close(
             kind="latents",
-            provenance=provenance(config, inputs, "torch", "timm", "numpy"),
+            provenance=provenance(cfg.shaping(STAGE), inputs, "torch", "timm", "numpy"),
             num_classes=images["train"].num_classes,
             mean=moments.mean.tolist(),
             std=moments.std,
@@ -105,7 +113,12 @@ def main(cfg: Params, root: Path) -> None:
     stds = moments.covariance.diagonal().sqrt()
     metrics = {
         **reconstruction_metrics(
-            autoencoder, images["validation"], evaluator.extractor, scale.batch_images, device
+            autoencoder,
+            images["validation"],
+            evaluator,
+            scale.batch_images,
+            device,
+            as_bytes=cfg.images.source != "digits",
         ),
         "linear_probe_accuracy": _probe(latents),
         **match,
@@ -115,7 +128,7 @@ def main(cfg: Params, root: Path) -> None:
         "latent_mean_norm": float(moments.mean.norm()),
         "num_train_latents": moments.count,
         "num_images": len(images["validation"]),
-        "extractor": evaluator.extractor,
+        **evaluator.facts,
         "seed": cfg.seed,
         "seconds": time.perf_counter() - started,
     }
@@ -134,24 +147,30 @@ def encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> Tensor:
 def reconstruction_metrics(
     autoencoder: Autoencoder,
     images: ImageSet,
-    extractor: str | None,
+    evaluator: Evaluator,
     batch: int,
     device: torch.device,
+    *,
+    as_bytes: bool,
 ) -> dict[str, float | None]:
-    """PSNR, SSIM and, where there is an extractor, the Fréchet distance of held-out reconstructions."""
-    restored, real, psnrs, ssims = [], [], [], []
-    for piece in batches(len(images), batch):
-        original = images.images(piece)
-        output = autoencoder(original.to(device))[0].float().cpu()
-        psnrs.append(psnr_db(output, original))
-        ssims.append(ssim(output, original))
-        restored.append(to_uint8(output))
-        real.append(to_uint8(original))
-    found = {}
-    if extractor is not None:
-        found = generation_metrics(
-            torch.cat(restored), torch.cat(real), extractor, with_diversity=False
-        )
+    """PSNR, SSIM and, where there is an evaluator, the Fréchet distance of held-out reconstructions.
+
+    With `as_bytes`, SoftVQ's protocol: all figures are of the reconstruction as a picture has it,
+    rounded to 256 levels.
+    """
+    psnrs, ssims = [], []
+
+    def restored() -> Iterator[Tensor]:
+        for piece in batches(len(images), batch):
+            original = images.images(piece)
+            output = autoencoder(original.to(device))[0].float().cpu()
+            rounded = to_uint8(output)
+            output = from_uint8(rounded) if as_bytes else output
+            psnrs.append(psnr_db(output, original))
+            ssims.append(ssim(output, original))
+            yield rounded
+
+    found = evaluator.judge(restored())
     return {
         **{f"r{name}": value for name, value in found.items()},
         "psnr_db": float(torch.cat(psnrs).mean()),

@@ -126,6 +126,26 @@ class Guidance(Section):
     schedule: Literal["linear", "constant"]
 
 
+class Evaluation(Section):
+    """What judges samples and reconstructions, and against which images."""
+
+    extractor: Literal["auto", "none"]
+    """auto: the shipped classifier for digits, Inception for other images."""
+    weights: str | None
+    """File of torch-fidelity's Inception weights; null takes those in torch's hub folder, or downloads them."""
+    reference: str | None
+    """Real images for the samples: a folder, or ADM's .npz; null takes the held-out images."""
+
+    @model_validator(mode="after")
+    def _nothing_is_without_effect(self) -> Self:
+        for name, value in (("weights", self.weights), ("reference", self.reference)):
+            if self.extractor == "none" and value is not None:
+                raise ValueError(
+                    f"evaluation.{name} has no effect with evaluation.extractor none; set it to null"
+                )
+        return self
+
+
 class OptimizerScale(Section):
     """AdamW; betas (0.9, beta2)."""
 
@@ -297,6 +317,7 @@ class Params(Section):
     autoencoder: Autoencoder
     align: Align
     guidance: Guidance
+    evaluation: Evaluation
     presets: dict[str, Preset]
 
     @model_validator(mode="after")
@@ -315,6 +336,12 @@ class Params(Section):
                 f"prior.source: {self.prior.source} is made of digits; with images.source "
                 f"{self.images.source} use file, textual or gaussian"
             )
+        for name in ("weights", "reference"):
+            if self.images.source == "digits" and getattr(self.evaluation, name) is not None:
+                raise ValueError(
+                    f"evaluation.{name} has no effect with images.source digits, which their own "
+                    "classifier judges; set it to null"
+                )
         if self.guidance.scale != 1 and self.scale.train_mar.label_dropout == 0:
             raise ValueError(
                 f"guidance.scale: {self.guidance.scale} needs presets.{self.preset}.train_mar.label_dropout above 0, "
@@ -337,6 +364,10 @@ class Params(Section):
             "path": self.images.path,
         }
 
+    def shaping(self, stage: str) -> dict[str, Any]:
+        """What the data of a stage depend on: `tracked`, but for how its figures are come by."""
+        return {name: value for name, value in self.tracked(stage).items() if name != "evaluation"}
+
     def tracked(self, stage: str) -> dict[str, Any]:
         """What the result of a stage depends on, as plain values: its science and its scale."""
         plain = self.model_dump(mode="json")
@@ -353,9 +384,9 @@ SCIENCE: dict[str, tuple[str, ...]] = {
     "project": ("seed", "project"),
     "train_flow": ("seed",),
     "train_ae": ("seed", "images", "autoencoder", "align"),
-    "encode_latents": ("seed", "images"),
+    "encode_latents": ("seed", "images", "evaluation"),
     "train_mar": ("seed",),
-    "sample_eval": ("seed", "images", "guidance"),
+    "sample_eval": ("seed", "images", "guidance", "evaluation"),
 }
 """Sections at the top of the file that a stage reads; `dvc.yaml` tracks the same."""
 

@@ -28,8 +28,8 @@ from flowprior.metrics.correlation import correlations
 from flowprior.metrics.neighbours import NeighbourIndex
 from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
 from flowprior.objectives.build import build_objective
-from flowprior.objectives.face import Draw
 from flowprior.prior import FlowPrior
+from flowprior.rng import Draw
 from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.session import Optimizer, Plan, Session
 

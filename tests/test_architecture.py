@@ -10,7 +10,9 @@ LAYERS = (
     {"models"},
     {"prior"},
     {"objectives", "data"},
-    {"training"},
+    {"training", "sampling"},
+    {"command"},
+    {"__main__"},
 )
 """From the bottom up; a module imports lower layers, or its own folder."""
 

@@ -14,15 +14,17 @@ from flowprior.flow.gaussian import gaussian_alignment_loss, gaussian_velocity
 from flowprior.models.bottleneck import Codes
 from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
-from flowprior.objectives import (
-    Draw,
-    FlowAlignment,
-    GaussianKL,
-    Objective,
-    ObjectiveName,
-    Unaligned,
-    build_objective,
+from flowprior.objectives.build import ObjectiveName, build_objective
+from flowprior.objectives.face import GaussianKL, Objective, Unaligned
+from flowprior.objectives.flows import (
+    DistributionMatching,
+    EvidenceBound,
+    ScoreDistillation,
+    WeightedAlignment,
 )
+from flowprior.objectives.flows import FlowAlignment as Alignment
+from flowprior.objectives.samples import MomentMatching, SlicedWasserstein, squared_mmd
+from flowprior.rng import Draw
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 IMAGES, TOKENS, DIM = 6, 5, 3
@@ -61,6 +63,16 @@ def learned_prior() -> FlowPrior:
         for parameter in velocity.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return FlowPrior(velocity, Projection(torch.eye(DIM), 1.0, "identity", seed=0))
+
+
+def targets(n: int, generator: torch.Generator) -> Tensor:
+    """Samples of what `exact_prior` knows."""
+    return MEAN + STD * torch.randn(n, DIM, generator=generator)
+
+
+def flow_alignment(prior: FlowPrior, num_draws: int) -> Alignment:
+    """The paper's objective on a prior."""
+    return Alignment(prior.velocity, prior.dim, num_draws)
 
 
 def whole(batch: Tensor, dim: int) -> Tensor:
@@ -105,11 +117,11 @@ def test_no_alignment_is_zero_and_draws_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("none", Unaligned), ("flow_prior", FlowAlignment), ("kl", GaussianKL)]
+    ("name", "kind"), [("none", Unaligned), ("flow_prior", Alignment), ("kl", GaussianKL)]
 )
 def test_every_name_builds_its_objective(name: ObjectiveName, kind: type) -> None:
     """All behind one face."""
-    objective = build_objective(name, exact_prior(), 2)
+    objective = build_objective(name, exact_prior(), targets, num_draws=2)
     assert type(objective) is kind
     assert isinstance(objective, Objective)
     assert objective(plain(normal(IMAGES, TOKENS, DIM)), draw()).shape == ()
@@ -201,7 +213,7 @@ def test_alignment_with_an_exact_gaussian_flow_is_the_closed_form(shift: float) 
     """(pi / 4) mean of (s + (y - mean)^2 / s) over dims and latents, within Monte-Carlo error."""
     latents = shift + normal(40, TOKENS, DIM)
     exact = gaussian_alignment_loss(latents, MEAN, STD).mean().item()
-    objective = FlowAlignment(exact_prior(), num_draws=64)
+    objective = flow_alignment(exact_prior(), num_draws=64)
     losses = torch.stack([objective(plain(latents), draw(40, tag=f"draw {i}")) for i in range(20)])
     standard_error = losses.std().item() / 20**0.5
     assert losses.mean().item() == pytest.approx(exact, abs=4 * standard_error)
@@ -213,7 +225,7 @@ def test_alignment_pulls_latents_towards_the_mean_of_a_gaussian() -> None:
     """By (pi / 2 d) (y - mean) / s per latent in expectation."""
     latents = (MEAN + torch.tensor([2.0, -2.0, 2.0])).expand(20, TOKENS, DIM).clone()
     latents.requires_grad_()
-    loss = FlowAlignment(exact_prior(), num_draws=256)(plain(latents), draw(20))
+    loss = flow_alignment(exact_prior(), num_draws=256)(plain(latents), draw(20))
     (gradient,) = torch.autograd.grad(loss, latents)
     pull = gradient.sum((0, 1))
     expected = torch.pi / 2 * torch.tensor([2.0, -2.0, 2.0]) / STD / DIM
@@ -225,7 +237,7 @@ def test_the_prior_is_frozen_and_latents_learn() -> None:
     """No parameter of the prior takes a gradient; every latent gets one."""
     prior = learned_prior()
     latents = normal(IMAGES, TOKENS, DIM).requires_grad_()
-    FlowAlignment(prior, num_draws=2)(plain(latents), draw()).backward()
+    flow_alignment(prior, num_draws=2)(plain(latents), draw()).backward()
     assert list(prior.parameters())
     assert not any(p.requires_grad or p.grad is not None for p in prior.parameters())
     assert latents.grad is not None
@@ -235,7 +247,7 @@ def test_the_prior_is_frozen_and_latents_learn() -> None:
 def test_the_tokens_of_an_image_share_the_time_of_a_draw() -> None:
     """Times [k, b, 1], stratified over all k b: one in each of so many equal parts of (0, 1)."""
     prior = exact_prior()
-    FlowAlignment(prior, num_draws=4)(plain(normal(IMAGES, TOKENS, DIM)), draw())
+    flow_alignment(prior, num_draws=4)(plain(normal(IMAGES, TOKENS, DIM)), draw())
     (t,) = prior.velocity.times
     assert t.shape == (4, IMAGES, 1)
     strata = (t.flatten() * 4 * IMAGES).floor().long()
@@ -245,7 +257,7 @@ def test_the_tokens_of_an_image_share_the_time_of_a_draw() -> None:
 def test_bf16_latents_are_aligned_in_float32() -> None:
     """Noise of bfloat16 would be too coarse."""
     latents = normal(IMAGES, TOKENS, DIM).bfloat16()
-    objective = FlowAlignment(learned_prior(), num_draws=2)
+    objective = flow_alignment(learned_prior(), num_draws=2)
     loss = objective(plain(latents), draw())
     assert loss.dtype == torch.float32
     assert loss.item() == objective(plain(latents.float()), draw()).item()
@@ -254,7 +266,7 @@ def test_bf16_latents_are_aligned_in_float32() -> None:
 def test_draws_come_from_the_generator_alone() -> None:
     """Equal generators give equal losses to the bit, others do not."""
     latents = normal(IMAGES, TOKENS, DIM)
-    objective = FlowAlignment(learned_prior(), num_draws=2)
+    objective = flow_alignment(learned_prior(), num_draws=2)
     first = objective(plain(latents), draw())
     torch.rand(3)
     assert objective(plain(latents), draw()) == first
@@ -263,7 +275,7 @@ def test_draws_come_from_the_generator_alone() -> None:
 
 def test_latents_of_another_dim_are_an_error_that_says_what_to_run() -> None:
     """Both numbers, and the stage that has to run again."""
-    objective = FlowAlignment(exact_prior(), num_draws=2)
+    objective = flow_alignment(exact_prior(), num_draws=2)
     with pytest.raises(
         ValueError, match=r"have 4 channels, .* models 3; run `dvc repro train_flow`"
     ):
@@ -290,7 +302,7 @@ def test_a_result_does_not_depend_on_how_the_batch_is_shared(
 
     The KL of a plain bottleneck is left out: it needs the whole batch, and `train_ae` refuses it on many ranks.
     """
-    objective = build_objective(name, learned_prior(), 2)
+    objective = build_objective(name, learned_prior(), targets, num_draws=2)
 
     def codes(rank: int, of: int) -> tuple[Codes, Tensor]:
         cut: Any = partial(part, dim=0, rank=rank, ranks=of)
@@ -315,3 +327,98 @@ def test_a_result_does_not_depend_on_how_the_batch_is_shared(
     assert sum(value for value, _ in shares) / ranks == pytest.approx(loss, rel=1e-5, abs=1e-7)
     together = torch.cat([value for _, value in shares]) / ranks
     torch.testing.assert_close(together, gradient, rtol=1e-4, atol=1e-6)
+
+
+# --- the others -------------------------------------------------------------------------------------
+
+
+def test_sds_has_the_value_of_the_alignment_loss_and_no_gradient_through_the_network() -> None:
+    """For N(0, s^2) its gradient is 2 y times the integral of (1 - t) / ((1 - t)^2 + t^2 s^2), here s = 1."""
+    velocity, latents = gaussian_velocity(0.0, 1.0), normal(IMAGES, TOKENS, DIM).requires_grad_()
+    mine = ScoreDistillation(velocity, DIM, 512)(plain(latents), draw())
+    assert mine.item() == pytest.approx(
+        Alignment(velocity, DIM, 512)(plain(latents), draw()).item(), rel=1e-5
+    )
+    mine.backward()
+    t = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    slope = 2 * float(((1 - t) / ((1 - t) ** 2 + t**2)).mean()) / latents.numel()
+    fitted = float((latents.grad * latents).sum() / latents.detach().square().sum())
+    assert fitted == pytest.approx(slope, rel=0.05)
+
+
+def test_the_weighted_loss_of_a_perfect_flow_differs_between_latents_as_their_nll_does() -> None:
+    """In nats per dim, of the density blurred by the noise left at t_max."""
+    t_max = 0.95
+    objective = WeightedAlignment(gaussian_velocity(0.0, 1.0), DIM, 2048, t_max)
+    near, far = (
+        objective(plain(torch.full((4, 2, DIM), value)), draw(4)).item() for value in (0.0, 1.5)
+    )
+    blurred = 1 + ((1 - t_max) / t_max) ** 2
+    assert far - near == pytest.approx(1.5**2 / 2 / blurred, rel=0.05)
+
+
+def test_the_elbo_of_a_gaussian_is_its_alignment_loss_plus_the_log_of_its_spread() -> None:
+    """Tr dv/dx is the slope of the linear field, whose integral over time is log s, for every latent."""
+    latents = normal(IMAGES, TOKENS, DIM).requires_grad_()
+    found = EvidenceBound(gaussian_velocity(0.0, 0.5), DIM, 512)(plain(latents), draw())
+    exact = gaussian_alignment_loss(latents, 0.0, 0.5).mean()
+    assert found.item() == pytest.approx(
+        float(exact.detach()) + torch.tensor(0.5).log().item(), rel=0.05
+    )
+    found.backward()
+    assert latents.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("fake_std", "sign"), [(2.0, 1.0), (0.5, -1.0)])
+def test_dmd_shrinks_latents_that_spread_too_far_and_spreads_those_that_do_not(
+    fake_std: float, sign: float
+) -> None:
+    objective = DistributionMatching(
+        ExactVelocity(torch.zeros(DIM), torch.ones(DIM)), DIM, 64, 0.95
+    )
+    latents = normal(IMAGES, TOKENS, DIM).requires_grad_()
+    assert objective(plain(latents), draw()).item() == 0
+    objective.fake = ExactVelocity(torch.zeros(DIM), torch.full((DIM,), fake_std))
+    objective(plain(latents), draw()).backward()
+    assert float((latents.grad * latents).sum()) * sign > 0
+
+
+def test_dmds_fake_flow_learns_from_the_latents_without_pulling_them() -> None:
+    objective = DistributionMatching(learned_prior().velocity, DIM, 2, 0.95)
+    latents = normal(IMAGES, TOKENS, DIM).requires_grad_()
+    objective.fake_loss(objective.fake, plain(latents), draw()).backward()
+    assert latents.grad is None
+    assert all(p.grad is not None for p in objective.fake.parameters())
+    assert not any(p.requires_grad for p in objective.velocity.parameters())
+
+
+@pytest.mark.parametrize("t_max", [0.0, 1.0, -1.0, 1.5])
+def test_a_t_max_outside_the_unit_interval_is_refused_at_once(t_max: float) -> None:
+    with pytest.raises(ValueError, match="t_max"):
+        WeightedAlignment(gaussian_velocity(0.0, 1.0), DIM, 2, t_max)
+    with pytest.raises(ValueError, match="t_max"):
+        DistributionMatching(learned_prior().velocity, DIM, 2, t_max)
+
+
+def test_sliced_w2_of_a_shifted_set_is_the_squared_shift_over_the_dims() -> None:
+    points = normal(200, 1, DIM)
+    objective = SlicedWasserstein(lambda n, generator: points.flatten(0, 1) + 2.0, 4096)
+    assert objective(plain(points), draw(200)).item() == pytest.approx(4.0, rel=0.1)
+
+
+def test_mmd_of_two_heaps_is_twice_what_the_kernels_lack_of_one() -> None:
+    widths = 2 * DIM * torch.tensor([0.01, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0])
+    x, y = torch.zeros(5, DIM), torch.zeros(7, DIM)
+    y[:, 0] = 2.0
+    exact = 2 - 2 * (widths / (widths + 4)).mean()
+    assert squared_mmd(x, y).item() == pytest.approx(exact.item(), rel=1e-5)
+    assert squared_mmd(x, x).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_moments_are_zero_where_they_agree_and_see_a_shift_and_a_spread() -> None:
+    x = normal(400, 1, DIM)
+    flat = x.flatten(0, 1)
+    objective = MomentMatching(flat.mean(0), flat.T.cov(correction=0))
+    assert objective(plain(x), draw(400)).item() == pytest.approx(0, abs=1e-9)
+    assert objective(plain(x + 1), draw(400)).item() == pytest.approx(1, rel=1e-4)
+    assert objective(plain(2 * x), draw(400)).item() > 0.5

@@ -1,11 +1,33 @@
 """Randomness without global state: every draw comes from (seed, tags), whatever ran before it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+def _alone(batch: Tensor, dim: int = 0) -> Tensor:
+    """The share of a process that is alone, and what it gathers."""
+    return batch
+
+
+class Draw(NamedTuple):
+    """Randomness for the global batch, so that a result does not depend on the number of ranks.
+
+    Attributes:
+        generator: Equal on all ranks.
+        batch: Rows of the global batch, the first axis of the latents.
+        share: `share(draws, dim)` gives this rank's part of what was drawn for all, on its device.
+        gather: The rows of all ranks, with a gradient that reaches this rank's own.
+    """
+
+    generator: torch.Generator
+    batch: int
+    share: Callable[[Tensor, int], Tensor] = _alone
+    gather: Callable[[Tensor], Tensor] = _alone
 
 
 def derive_seed(seed: int, *tags: str | int) -> int:

@@ -17,8 +17,8 @@ from flowprior.models.bottleneck import Codes
 from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
 from flowprior.objectives.build import ObjectiveName, build_objective
-from flowprior.objectives.face import Draw
 from flowprior.prior import FlowPrior
+from flowprior.rng import Draw
 from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.session import Optimizer, Plan, Session
 from study_params import NEIGHBOURS, Study

@@ -66,6 +66,11 @@ BAD = [
     ("align", [1], ["align"]),
     ("guidance.scale", 0.5, ["guidance.scale", "0.5"]),
     ("guidance.schedule", "cosine", ["guidance.schedule", "linear"]),
+    ("evaluation.extractor", "inceptoin", ["evaluation.extractor", "auto", "none"]),
+    ("evaluation.extractor", None, ["evaluation.extractor", "None"]),
+    ("evaluation.weights", "w.pth", ["evaluation.weights", "no effect", "digits"]),
+    ("evaluation.reference", "x.npz", ["evaluation.reference", "no effect", "digits"]),
+    ("evaluation.referens", None, ["evaluation.referens", "'reference'"]),
     ("presets.digits.images.size", 16, ["presets.digits.images.size", "8 x 8"]),
     ("presets.digits.extract_features.batch_images", 0, ["batch_images"]),
     ("presets.digits.project.dim", 0, ["presets.digits.project.dim"]),
@@ -129,6 +134,29 @@ def test_the_imagenet_preset_asks_for_ones_own_images() -> None:
         params.parse(tree)
     tree["prior"]["source"] = "textual"
     assert params.parse(tree).scale.train_mar.width == 768
+
+
+@pytest.mark.parametrize("key", ["weights", "reference"])
+def test_what_only_inception_reads_needs_inception(key: str) -> None:
+    tree = changed("prior.source", "textual")
+    tree["images"] |= {"source": "imagefolder", "path": "images"}
+    tree["evaluation"][key] = "file"
+    assert getattr(params.parse(tree).evaluation, key) == "file"
+    tree["evaluation"]["extractor"] = "none"
+    with pytest.raises(params.ParamsError, match=rf"evaluation\.{key} has no effect .* none"):
+        params.parse(tree)
+
+
+def test_how_figures_are_come_by_does_not_shape_the_data() -> None:
+    """Else another reference would make the latents anew, and all that is trained on them."""
+    tree = changed("prior.source", "textual")
+    tree["images"] |= {"source": "imagefolder", "path": "images"}
+    before = params.parse(tree)
+    tree["evaluation"]["reference"] = "x.npz"
+    after = params.parse(tree)
+    for stage in ("encode_latents", "sample_eval"):
+        assert before.shaping(stage) == after.shaping(stage)
+        assert before.tracked(stage) != after.tracked(stage)
 
 
 def test_sections_of_the_file_equal_the_classes() -> None:

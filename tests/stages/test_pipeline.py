@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowprior.io import file_digest
+
 from .closure import ROOT
 
 STAGES = [
@@ -127,10 +129,11 @@ def test_curves_have_a_step_and_numbers(repository: Path) -> None:
 
 
 def test_samples_are_bytes_of_every_class_and_a_picture(repository: Path) -> None:
-    with np.load(repository / "data/samples/samples.npz", allow_pickle=False) as samples:
-        assert samples["arr_0"].shape == samples["guided"].shape == (100, 8, 8, 1)
-        assert samples["arr_0"].dtype == np.uint8
-        assert np.bincount(samples["labels"]).tolist() == [10] * 10
+    for name in ("samples", "samples_guided"):
+        with np.load(repository / f"data/samples/{name}.npz", allow_pickle=False) as samples:
+            assert samples["arr_0"].shape == (100, 8, 8, 1)
+            assert samples["arr_0"].dtype == np.uint8
+            assert np.bincount(samples["labels"]).tolist() == [10] * 10
     for name in ("samples", "alignment"):
         picture = (repository / f"metrics/figures/{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG")
@@ -264,8 +267,8 @@ def test_the_readmes_looks_at_experiments_work(repository: Path) -> None:
     assert not run(["git", "status", "--porcelain", "--untracked-files=no"], repository)
 
 
-def test_ones_own_images_go_through_every_stage(tmp_path: Path) -> None:
-    """A tree of RGB files of another size; without a network that knows them they are judged by what needs none."""
+def test_ones_own_images_go_through_every_stage(tmp_path: Path, inception_weights: Path) -> None:
+    """A tree of RGB files of another size, judged by an Inception with random weights; then by nothing."""
     images = tmp_path / "images"
     draw = np.random.default_rng(0)
     for index in range(120):
@@ -280,6 +283,8 @@ def test_ones_own_images_go_through_every_stage(tmp_path: Path) -> None:
         ("source: digits ", "source: imagefolder "),
         ("path: null\n  split_seed", f"path: {images}\n  split_seed"),
         ("source: semantic", "source: gaussian"),
+        ("weights: null", f"weights: {inception_weights}"),
+        ("num_samples: 100\n", "num_samples: 12\n"),
     ):
         assert old in text
         text = text.replace(old, new, 1)
@@ -289,6 +294,25 @@ def test_ones_own_images_go_through_every_stage(tmp_path: Path) -> None:
     encoded = json.loads((other / "metrics/encode_latents.json").read_text())
     assert encoded["num_images"] == 24
     assert encoded["psnr_db"] > 0
-    assert encoded["extractor"] is None
+    sampled = json.loads((other / "metrics/sample_eval.json").read_text())
+    assert {"fid", "inception_score", "precision", "recall", "kid", "fid_guided"} <= set(sampled)
+    assert encoded["rfid"] > 0
+    for metrics in (encoded, sampled):
+        assert metrics["extractor"] == "inception-v3-compat"
+        assert metrics["extractor_sha256"] == file_digest(inception_weights)
+        assert metrics["num_real"] == 24
+    assert sampled["num_samples"] == 12
     with np.load(other / "data/samples/samples.npz", allow_pickle=False) as samples:
-        assert samples["arr_0"].shape == (100, 8, 8, 3)
+        assert samples["arr_0"].shape == (12, 8, 8, 3)
+    assert len(list((other / ".ckpt/evaluation").glob("*.safetensors"))) == 1
+    latents = hashes(other / "data/latents")
+    text = text.replace(f"weights: {inception_weights}", "weights: null")
+    text = text.replace("extractor: auto", "extractor: none")
+    (other / "params.yaml").write_text(text, encoding="utf-8")
+    for stage in ("encode_latents", "sample_eval"):
+        run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], other)
+    unjudged = json.loads((other / "metrics/encode_latents.json").read_text())
+    assert unjudged["extractor"] is None
+    assert unjudged["psnr_db"] == encoded["psnr_db"]
+    assert "rfid" not in unjudged
+    assert hashes(other / "data/latents") == latents

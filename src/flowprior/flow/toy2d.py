@@ -1,75 +1,170 @@
-"""Interim."""
+"""The six two-dimensional targets of the toy study (Fig. 3, 5, 6; App. C.1, arXiv:2506.05240), and a kernel density."""
 
+import difflib
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from flowprior.flow.gaussian import GaussianMixture
 
 TargetName = Literal["mixture", "grid", "moons", "rings", "spiral", "swiss_roll"]
+TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+NOISE = 0.1
+"""Standard deviation of what blurs the curves."""
+STD_NODES = 100_000
+KERNEL_BLOCK = 2**22
+"""Pairs of points and samples at once; bounds the memory of the kernel density."""
+
+Raw = Callable[[int, torch.Generator], Tensor]
 
 
 class Target2D(NamedTuple):
-    name: str
+    """A distribution in the plane, divided by one number so that both coordinates together have variance 1.
+
+    Attributes:
+        name: Which.
+        std: What raw samples are divided by: the standard deviation of both coordinates taken
+            together. The mean stays.
+        density: The exact density of the divided samples, or None where there is no closed form.
+        raw: Draws samples before the division.
+    """
+
+    name: TargetName
     std: float
     density: GaussianMixture | None
-    raw: Callable
+    raw: Raw
 
-    def sample(self, n, generator):
+    def sample(self, n: int, generator: torch.Generator) -> Float[Tensor, "n 2"]:
+        """Draw `n` samples, divided by `std`."""
         return self.raw(n, generator) / self.std
 
 
-def build_target(name):
-    def rings(n, g):
-        r = torch.tensor([4 / 3, 8 / 3, 4.0])[
-            torch.randint(3, (n,), generator=g)
-        ] + 0.1 * torch.randn(n, generator=g)
-        a = 2 * math.pi * torch.rand(n, generator=g)
-        return torch.stack([r * a.cos(), r * a.sin()], 1)
+def build_target(name: TargetName) -> Target2D:
+    """The target of that name.
 
-    def spiral(n, g):
-        th = 3 * math.pi * torch.rand(n, generator=g)
-        r = (0.5 + th / (2 * math.pi)).clamp(max=3)
-        return torch.stack([r * th.cos(), r * th.sin()], 1) + 0.1 * torch.randn(n, 2, generator=g)
+    Raises:
+        ValueError: An unknown name.
+    """
+    if name == "mixture":
+        angles = torch.arange(5, dtype=torch.float64) * (2 * math.pi / 5)
+        return _mixture(name, 3 * _polar(torch.ones_like(angles), angles), 0.3)
+    if name == "grid":
+        places = torch.arange(4, dtype=torch.float64) - 1.5
+        return _mixture(name, torch.cartesian_prod(places, places), 0.1)
+    if name not in CURVES:
+        near = difflib.get_close_matches(str(name), TARGETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown target {name!r}; use one of {', '.join(TARGETS)}{hint}")
+    curve, noise = CURVES[name]
 
-    def swiss(n, g):
-        th = 6 * math.pi * torch.rand(n, generator=g)
-        return torch.stack([th * th.cos(), th * th.sin()], 1) / math.pi + 0.1 * torch.randn(
-            n, 2, generator=g
+    def raw(n: int, generator: torch.Generator) -> Tensor:
+        where, which = torch.rand(2, n, generator=generator)
+        return noise(curve(where, which), generator)
+
+    return Target2D(name, _curve_std(name), None, raw)
+
+
+def kernel_log_density(
+    points: Float[Tensor, "n 2"], samples: Float[Tensor, "m 2"], bandwidth: float = 0.1
+) -> Float[Tensor, " n"]:
+    """Log of a Gaussian kernel density estimate, in nats; Eq. (27), arXiv:2506.05240.
+
+    Nothing is added inside the logarithm, so far points have a very low density, not a floor.
+
+    Args:
+        points: Where to evaluate.
+        samples: Of the density.
+        bandwidth: Standard deviation of the kernel.
+
+    Raises:
+        ValueError: There are no samples, or the bandwidth is not positive.
+    """
+    if not len(samples) or not bandwidth > 0:
+        raise ValueError(
+            f"a kernel density needs samples and a positive bandwidth, found {len(samples)} and {bandwidth}"
         )
-
-    def moons(n, g):
-        th = math.pi * torch.rand(n, generator=g)
-        up = torch.rand(n, generator=g) < 0.5
-        x = torch.where(up, 2 * th.cos(), 2 * th.cos() + 2)
-        y = torch.where(up, 2 * th.sin(), -2 * th.sin() - 0.5)
-        return torch.stack([x, y], 1) + 0.1 * torch.randn(n, 2, generator=g)
-
-    if name in ("mixture", "grid"):
-        if name == "mixture":
-            a = torch.arange(5) * 2 * math.pi / 5
-            m = 3 * torch.stack([a.cos(), a.sin()], 1)
-            s = 0.3
-        else:
-            c = torch.arange(4) - 1.5
-            m = torch.cartesian_prod(c, c)
-            s = 0.1
-        std = math.sqrt(float((m - m.mean()).square().mean()) + s * s)
-        mix = GaussianMixture(m / std, s / std, torch.full((len(m),), 1 / len(m)))
-
-        def raw(n, g):
-            return m[torch.randint(len(m), (n,), generator=g)] + s * torch.randn(n, 2, generator=g)
-
-        return Target2D(name, std, mix, raw)
-    raw = {"rings": rings, "spiral": spiral, "swiss_roll": swiss, "moons": moons}[name]
-    return Target2D(name, float(raw(1000000, torch.Generator().manual_seed(0)).std()), None, raw)
+    centre = samples.mean(0)
+    x, y = (points - centre) / bandwidth, (samples - centre) / bandwidth
+    rows = max(1, KERNEL_BLOCK // len(samples))
+    half_norms = 0.5 * y.square().sum(-1)
+    parts = [
+        torch.logsumexp(part @ y.T - half_norms, -1) - 0.5 * part.square().sum(-1)
+        for part in x.split(rows)
+    ]
+    found = torch.cat(parts) if parts else points.new_zeros(0)
+    return found - math.log(len(samples) * 2 * math.pi * bandwidth**2)
 
 
-def kernel_log_density(points, samples, bandwidth=0.1):
-    out = []
-    for p in points.split(64):
-        d = torch.cdist(p, samples).square()
-        out.append(torch.logsumexp(-d / (2 * bandwidth**2), 1))
-    return torch.cat(out) - math.log(len(samples) * 2 * math.pi * bandwidth**2)
+def _mixture(name: TargetName, means: Tensor, std: float) -> Target2D:
+    """Equal Gaussians at the means; their density in divided coordinates, with its Jacobian, is again a mixture."""
+    whole = math.sqrt(float(means.var(correction=0)) + std**2)
+    weights = torch.full((len(means),), 1 / len(means))
+    density = GaussianMixture((means / whole).float(), std / whole, weights)
+
+    def raw(n: int, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(means), (n,), generator=generator)
+        return means[chosen].float() + std * torch.randn(n, 2, generator=generator)
+
+    return Target2D(name, whole, density, raw)
+
+
+def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+
+
+def _moons(where: Tensor, which: Tensor) -> Tensor:
+    """Two half circles of radius 2, the lower one moved right by 2 and down by 0.5."""
+    upper = _polar(torch.full_like(where, 2.0), math.pi * where)
+    lower = torch.stack([upper[:, 0] + 2, -upper[:, 1] - 0.5], -1)
+    return torch.where((which < 0.5).unsqueeze(-1), upper, lower)
+
+
+def _rings(where: Tensor, which: Tensor) -> Tensor:
+    """Circles of radius 4/3, 8/3 and 4, equally often."""
+    return _polar(((which * 3).floor().clamp(max=2) + 1) * (4 / 3), 2 * math.pi * where)
+
+
+def _spiral(where: Tensor, which: Tensor) -> Tensor:
+    """One arm, one and a half turns, from radius 0.5 to 2."""
+    angle = 3 * math.pi * where
+    return _polar(0.5 + angle / (2 * math.pi), angle)
+
+
+def _swiss_roll(where: Tensor, which: Tensor) -> Tensor:
+    """Three turns from the centre to radius 6."""
+    angle = 6 * math.pi * where
+    return _polar(angle / math.pi, angle)
+
+
+def _blurred(points: Tensor, generator: torch.Generator) -> Tensor:
+    return points + NOISE * torch.randn(points.shape, generator=generator)
+
+
+def _blurred_along_radius(points: Tensor, generator: torch.Generator) -> Tensor:
+    radius: Tensor = points.norm(dim=-1, keepdim=True)
+    return points * (1 + NOISE * torch.randn(radius.shape, generator=generator) / radius)
+
+
+CURVES: dict[
+    str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, torch.Generator], Tensor]]
+] = {
+    "moons": (_moons, _blurred),
+    "rings": (_rings, _blurred_along_radius),
+    "spiral": (_spiral, _blurred),
+    "swiss_roll": (_swiss_roll, _blurred),
+}
+"""Each curve, from two U(0, 1) draws (where on it, which part of it), and its noise."""
+
+
+def _curve_std(name: str) -> float:
+    """Standard deviation of both coordinates together, noise included, by the midpoint rule along the curve."""
+    curve, noise = CURVES[name]
+    where = (torch.arange(STD_NODES, dtype=torch.float64) + 0.5) / STD_NODES
+    parts = [curve(where, torch.full_like(where, which)) for which in (0.1, 0.5, 0.9)]
+    points = torch.cat([parts[0], parts[2]] if name == "moons" else parts)
+    across = 1.0 if noise is _blurred else 0.5  # radial noise is in one of two directions
+    return math.sqrt(float(points.var(correction=0)) + across * NOISE**2)

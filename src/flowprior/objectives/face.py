@@ -1,34 +1,14 @@
 """The one face of all objectives: codes and randomness in, one number out."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowprior.models.bottleneck import Codes
-
-
-def _alone(batch: Tensor, dim: int = 0) -> Tensor:
-    """The share of a process that is alone, and what it gathers."""
-    return batch
-
-
-class Draw(NamedTuple):
-    """Randomness for the global batch, so that a result does not depend on the number of ranks.
-
-    Attributes:
-        generator: Equal on all ranks.
-        batch: Rows of the global batch, the first axis of the latents.
-        share: `share(draws, dim)` gives this rank's part of what was drawn for all, on its device.
-        gather: The rows of all ranks, with a gradient that reaches this rank's own.
-    """
-
-    generator: torch.Generator
-    batch: int
-    share: Callable[[Tensor, int], Tensor] = _alone
-    gather: Callable[[Tensor], Tensor] = _alone
+from flowprior.rng import Draw
 
 
 @runtime_checkable

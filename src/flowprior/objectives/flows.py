@@ -13,7 +13,7 @@ from flowprior.flow.likelihood import importance_times
 from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
 from flowprior.flow.path import conditional_velocity, interpolate, stratified_times
 from flowprior.models.bottleneck import Codes
-from flowprior.objectives.face import Draw
+from flowprior.rng import Draw
 
 
 class FlowObjective:

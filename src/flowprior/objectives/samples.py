@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowprior.models.bottleneck import Codes
-from flowprior.objectives.face import Draw, Sample
+from flowprior.objectives.face import Sample
+from flowprior.rng import Draw
 
 
 class SlicedWasserstein:

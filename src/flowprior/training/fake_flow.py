@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from flowprior.models.bottleneck import Codes
-from flowprior.objectives.face import Draw, Objective
+from flowprior.objectives.face import Objective
 from flowprior.objectives.flows import DistributionMatching
+from flowprior.rng import Draw
 from flowprior.training.session import Optimizer, Session
 
 

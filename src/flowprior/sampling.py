@@ -1,0 +1,69 @@
+"""Labels in, images out: what the stages `train_mar` and `train_ae` left, put to use."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from flowprior.data.trained import load_trained
+from flowprior.flow.ode import Solver
+from flowprior.metrics.reconstruction import to_uint8
+from flowprior.models.autoencoder import Autoencoder, autoencoder_from
+from flowprior.models.mar import MAR, GuidanceSchedule, MARShape
+
+
+class Sampler:
+    """MAR's tokens, scaled back and decoded.
+
+    Attributes:
+        inputs: Digests of the two artifacts.
+        num_classes: Labels are 0 .. num_classes - 1.
+        num_tokens: Tokens of an image; no more iterations than these.
+
+    Args:
+        data: The folder with `autoencoder` and `mar`.
+        device: Where to compute.
+    """
+
+    def __init__(self, data: Path, device: torch.device) -> None:
+        where = data / "autoencoder", data / "mar"
+        autoencoder = load_trained(where[0], "autoencoder", "the stage `train_ae`")
+        mar = load_trained(where[1], "mar", "the stage `train_mar`")
+        shape = MARShape(**mar.config["shape"])
+        self.inputs = {"autoencoder": autoencoder.digest, "mar": mar.digest}
+        self.num_classes = shape.num_classes
+        self.num_tokens = shape.num_tokens
+        self._device = device
+        self._autoencoder: Autoencoder = autoencoder.into(
+            autoencoder_from(autoencoder.config), where[0]
+        ).to(device)
+        self._mar = mar.into(MAR(shape), where[1]).to(device)
+        self._mean = torch.tensor(mar.config["latents_mean"], device=device)
+        self._std = float(mar.config["latents_std"])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Int[Tensor, " b"],
+        generator: torch.Generator,
+        *,
+        num_iterations: int,
+        head_steps: int,
+        solver: Solver = "euler",
+        guidance_scale: float = 1.0,
+        guidance_schedule: GuidanceSchedule = "linear",
+        temperature: float = 1.0,
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Images, one for each label; equal generators draw equal noise at every scale. See `MAR.sample`."""
+        tokens = self._mar.sample(
+            labels.to(self._device),
+            generator,
+            num_iterations=num_iterations,
+            head_steps=head_steps,
+            solver=solver,
+            guidance_scale=guidance_scale,
+            guidance_schedule=guidance_schedule,
+            temperature=temperature,
+        )
+        return to_uint8(self._autoencoder.decode(tokens * self._std + self._mean))

@@ -1,0 +1,35 @@
+"""What several folders of tests need."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flowprior import rng
+
+
+def write_inception_weights(path: Path, seed: int = 0) -> Path:
+    """torch-fidelity's Inception with random weights, in a file of the format of its own."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    class Untrained(theirs.FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            """Leave the weights as they are initialised."""
+
+    with rng.scoped(seed, "inception"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+        network = Untrained("untrained", ["2048"])
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(
+                    module.weight
+                )  # else nothing is left of an image at the end
+        torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See `write_inception_weights`."""
+    return write_inception_weights(tmp_path_factory.mktemp("weights") / "inception.pth")
