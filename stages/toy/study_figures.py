@@ -137,14 +137,16 @@ def theory_figure(
 
 
 def _wide_scale(axis: Axes) -> None:
-    """Logarithmic on both axes beyond 1, with readable ticks."""
-    ticks = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    """Logarithmic on both axes beyond 1, with readable ticks and no room that nothing needs."""
+    ticks = [-1, 0, 1, 3, 10, 30, 100, 300]
     for side in (axis.xaxis, axis.yaxis):
-        low, high = side.get_view_interval()
-        side.axes.set(**{f"{side.axis_name}scale": "symlog"})
+        low, high = side.get_data_interval()
+        axis.set(**{f"{side.axis_name}scale": "symlog"})
         side.set_ticks([tick for tick in ticks if low <= tick <= high], minor=False)
         side.set_major_formatter("{x:g}")
         side.set_ticks([], minor=True)
+    axis.autoscale()
+    axis.margins(0.05)
 
 
 def _map(figure: Figure, axis: Axes, axes: Grid, values: Tensor, label: str) -> None:

@@ -473,6 +473,7 @@ def test_latents_on_modes_show_signs_where_the_forward_distance_looks_better_tha
 
 
 QUIET = {
+    "precision": 0.5,
     **{"coverage": 0.5, "coverage_control": 1.0, "recall": 0.4, "recall_control": 0.8},
     **{"effective_rank": 2.0, "effective_rank_targets": 4.0, "std_ratio_median": 0.5},
 }
@@ -493,6 +494,16 @@ def test_every_sign_stands_for_itself(change: dict[str, float], word: str) -> No
     assert collapse_signs(QUIET, nll_gap=-0.5) == []
     (sign,) = collapse_signs(QUIET | change, nll_gap=-0.5)
     assert word in sign
+
+
+def test_latents_that_spread_too_far_are_not_collapsed() -> None:
+    """Few of them are near the targets, so they cover little; what they do not do is sit on modes."""
+    centres = 4 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[np.arange(400) % 4]
+    targets, control = (centres + 0.3 * normal(400, 2, i) for i in range(2))
+    found = match_report(4 * normal(400, 2, 3), targets, control, seed=0)
+    assert found["coverage"] < 0.5 * found["coverage_control"]
+    assert found["precision"] < 0.5
+    assert collapse_signs(found) == []
 
 
 def test_a_gap_of_the_nll_is_a_sign_by_itself() -> None:

@@ -20,7 +20,10 @@ MIN_VECTORS = 20
 """Vectors that `match_report` needs of each set whatever k is; the two-sample test's bound."""
 
 COVERAGE_SHARE = 0.5
-"""Below this share of the control's coverage latents look collapsed."""
+"""Below this share of the control's coverage latents that are on target look collapsed."""
+
+ON_TARGET = 0.5
+"""From this precision on latents are on target; below, a low coverage may come from too much spread."""
 
 RECALL_SHARE = 0.5
 """Below this share of the control's recall latents look collapsed."""
@@ -239,6 +242,8 @@ def collapse_signs(report: Mapping[str, float], nll_gap: float | None = None) ->
         ("recall", RECALL_SHARE, "recall_control", "a fresh sample of targets"),
         ("effective_rank", RANK_SHARE, "effective_rank_targets", "the targets"),
     ):
+        if name == "coverage" and report["precision"] < ON_TARGET:
+            continue
         if report[name] < share * report[reference]:
             signs.append(
                 f"{name} {report[name]:.3g} is below {share:g} of the {report[reference]:.3g} "
