@@ -20,10 +20,10 @@ MIN_VECTORS = 20
 """Vectors that `match_report` needs of each set whatever k is; the two-sample test's bound."""
 
 COVERAGE_SHARE = 0.5
-"""Below this share of the control's coverage latents that are on target look collapsed."""
+"""Below this share of the control's coverage latents look collapsed, unless they spread too far."""
 
 ON_TARGET = 0.5
-"""From this precision on latents are on target; below, a low coverage may come from too much spread."""
+"""Below this precision, with recall as it should be, latents spread too far: that too covers little."""
 
 RECALL_SHARE = 0.5
 """Below this share of the control's recall latents look collapsed."""
@@ -236,13 +236,17 @@ def collapse_signs(report: Mapping[str, float], nll_gap: float | None = None) ->
         raise ValueError(
             "nll_gap is NaN, which says neither that latents collapse nor the contrary"
         )
+    spread_too_far = (
+        report["precision"] < ON_TARGET
+        and report["recall"] >= RECALL_SHARE * report["recall_control"]
+    )
     signs = []
     for name, share, reference, whose in (
         ("coverage", COVERAGE_SHARE, "coverage_control", "a fresh sample of targets"),
         ("recall", RECALL_SHARE, "recall_control", "a fresh sample of targets"),
         ("effective_rank", RANK_SHARE, "effective_rank_targets", "the targets"),
     ):
-        if name == "coverage" and report["precision"] < ON_TARGET:
+        if name == "coverage" and spread_too_far:
             continue
         if report[name] < share * report[reference]:
             signs.append(
