@@ -16,8 +16,11 @@ TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 NOISE = 0.1
 """Standard deviation of what blurs the curves."""
 STD_NODES = 100_000
-KERNEL_BLOCK = 2**22
-"""Pairs of points and samples at once; bounds the memory of the kernel density."""
+KERNEL_BLOCK = 2**19
+"""Pairs of points and samples at once, 2 MiB: what stays in a core's cache is four times as fast."""
+
+NEGLIGIBLE = -80.0
+"""Nats below the nearest sample's share, where others stop: exp(-80) adds nothing, exp(-90) is slow (subnormal)."""
 
 Raw = Callable[[int, torch.Generator], Tensor]
 
@@ -91,10 +94,12 @@ def kernel_log_density(
     x, y = (points - centre) / bandwidth, (samples - centre) / bandwidth
     rows = max(1, KERNEL_BLOCK // len(samples))
     half_norms = 0.5 * y.square().sum(-1)
-    parts = [
-        torch.logsumexp(part @ y.T - half_norms, -1) - 0.5 * part.square().sum(-1)
-        for part in x.split(rows)
-    ]
+    parts = []
+    for part in x.split(rows):
+        exponents = part @ y.T - half_norms
+        largest = exponents.amax(-1, keepdim=True)
+        total = exponents.sub_(largest).clamp_(min=NEGLIGIBLE).exp_().sum(-1)
+        parts.append(largest.squeeze(-1) + total.log() - 0.5 * part.square().sum(-1))
     found = torch.cat(parts) if parts else points.new_zeros(0)
     return found - math.log(len(samples) * 2 * math.pi * bandwidth**2)
 
