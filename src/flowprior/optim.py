@@ -1,7 +1,7 @@
 """What every optimisation here shares: AdamW with weight decay where it belongs, the schedule, the moving average."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -13,15 +13,45 @@ Schedule = Literal["cosine", "constant"]
 
 
 def adamw(
-    module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
+    module: nn.Module,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    undecayed: Collection[str] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; decay on tensors of two or more dims only."""
-    learning = [p for p in module.parameters() if p.requires_grad]
+    """AdamW over the parameters that learn; decay on tensors of two or more dims only.
+
+    Args:
+        module: What learns.
+        lr: Learning rate.
+        betas: Decays of the two moments.
+        weight_decay: On tensors of two or more dims: not on biases and norms.
+        undecayed: Names of parameters, or of submodules with all they hold, without decay as well;
+            for instance tables of embeddings.
+
+    Raises:
+        ValueError: No parameter has such a name.
+    """
+    learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for part in undecayed:
+        if not any(_within(name, part) for name, _ in module.named_parameters()):
+            raise ValueError(f"there is no parameter {part!r}, so it cannot be spared the decay")
+    decayed = [
+        p.ndim >= 2 and not any(_within(name, part) for part in undecayed) for name, p in learning
+    ]
     groups = [
-        {"params": [p for p in learning if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for (_, p), chosen in zip(learning, decayed, strict=True) if chosen is on],
+            "weight_decay": weight_decay if on else 0.0,
+        }
+        for on in (True, False)
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter is the named one, or in the submodule of that name."""
+    return name == part or name.startswith(f"{part}.")
 
 
 def schedule(

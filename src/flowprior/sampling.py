@@ -1,6 +1,7 @@
 """Labels in, images out: what the stages `train_mar` and `train_ae` left, put to use."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -24,9 +25,12 @@ class Sampler:
     Args:
         data: The folder with `autoencoder` and `mar`.
         device: Where to compute.
+        precision: `fp32`, or `bf16` autocast.
     """
 
-    def __init__(self, data: Path, device: torch.device) -> None:
+    def __init__(
+        self, data: Path, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
         where = data / "autoencoder", data / "mar"
         autoencoder = load_trained(where[0], "autoencoder", "the stage `train_ae`")
         mar = load_trained(where[1], "mar", "the stage `train_mar`")
@@ -35,6 +39,7 @@ class Sampler:
         self.num_classes = shape.num_classes
         self.num_tokens = shape.num_tokens
         self._device = device
+        self._precision = precision
         self._autoencoder: Autoencoder = autoencoder.into(
             autoencoder_from(autoencoder.config), where[0]
         ).to(device)
@@ -50,20 +55,29 @@ class Sampler:
         *,
         num_iterations: int,
         head_steps: int,
+        final_head_steps: int | None = None,
         solver: Solver = "euler",
+        churn: float | int = 0.0,
         guidance_scale: float = 1.0,
         guidance_schedule: GuidanceSchedule = "linear",
-        temperature: float = 1.0,
+        guidance_interval: tuple[float | int, float | int] = (0.0, 1.0),
+        temperature: float | int = 1.0,
     ) -> UInt8[Tensor, "b c h w"]:
         """Images, one for each label; equal generators draw equal noise at every scale. See `MAR.sample`."""
-        tokens = self._mar.sample(
-            labels.to(self._device),
-            generator,
-            num_iterations=num_iterations,
-            head_steps=head_steps,
-            solver=solver,
-            guidance_scale=guidance_scale,
-            guidance_schedule=guidance_schedule,
-            temperature=temperature,
-        )
-        return to_uint8(self._autoencoder.decode(tokens * self._std + self._mean))
+        bf16 = self._precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            tokens = self._mar.sample(
+                labels.to(self._device),
+                generator,
+                num_iterations=num_iterations,
+                head_steps=head_steps,
+                final_head_steps=final_head_steps,
+                solver=solver,
+                churn=churn,
+                guidance_scale=guidance_scale,
+                guidance_schedule=guidance_schedule,
+                guidance_interval=guidance_interval,
+                temperature=temperature,
+            )
+            images = self._autoencoder.decode(tokens * self._std + self._mean)
+        return to_uint8(images.float())

@@ -365,7 +365,7 @@ def test_every_token_is_drawn_exactly_once(
     """The head's answers, numbered, all stand in the sequence in the end, and context is never rewritten."""
     model, drawn, seen = trained(), [], []
 
-    def numbered(field: Any, noise: Tensor, num_steps: int, solver: str) -> Tensor:
+    def numbered(field: Any, noise: Tensor, num_steps: int, *rest: Any) -> Tensor:
         count = sum(drawn) + 1 + torch.arange(noise.shape[1], dtype=torch.float32)
         drawn.append(noise.shape[1])
         return count.view(1, -1, 1).expand_as(noise)

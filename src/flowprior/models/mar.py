@@ -6,6 +6,7 @@ mask tokens, and its output at a masked place conditions a small flow that draws
 
 import math
 from functools import partial
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from flowprior import rng
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.ode import Solver, integrate
+from flowprior.flow.sde import integrate_sde
 from flowprior.models.velocity import VelocityMLP
 
 GuidanceSchedule = Literal["linear", "constant"]
+Decay = Literal["matrices", "linear", "authors"]
+"""Which parameters are decayed; see `MAR.undecayed`."""
 
 
 class MARShape(NamedTuple):
@@ -96,6 +100,24 @@ class MAR(nn.Module):
         """The label that stands for "no class"."""
         return self.shape.num_classes
 
+    def undecayed(self, decay: Decay) -> tuple[str, ...]:
+        """Names for `optim.adamw`: of what has two dims or more and is yet not decayed.
+
+        Args:
+            decay: `matrices`: nothing. `linear`: class table, mask token and positions, so that the
+                decay falls on the linear maps alone. `authors`: the head, as in the authors' code;
+                class table, mask token and positions are decayed there.
+        """
+        if decay == "linear":
+            return (
+                "class_table",
+                "mask_token",
+                "encoder_positions",
+                "decoder_positions",
+                "head_positions",
+            )
+        return ("head",) if decay == "authors" else ()
+
     def conditions(
         self,
         tokens: Float[Tensor, "b n d"],
@@ -153,10 +175,13 @@ class MAR(nn.Module):
         *,
         num_iterations: int,
         head_steps: int,
+        final_head_steps: int | None = None,
         solver: Solver = "euler",
+        churn: float | int = 0.0,
         guidance_scale: float = 1.0,
         guidance_schedule: GuidanceSchedule = "linear",
-        temperature: float = 1.0,
+        guidance_interval: tuple[float | int, float | int] = (0.0, 1.0),
+        temperature: float | int = 1.0,
     ) -> Float[Tensor, "b n d"]:
         """Draw sequences, places in random order, ever more at a time (cosine schedule).
 
@@ -164,14 +189,28 @@ class MAR(nn.Module):
             labels: Classes.
             generator: Draws orders and noise.
             num_iterations: Passes of the transformer; n of them reveal one token each.
-            head_steps: Steps of the head's ODE for each token.
+            head_steps: Steps of the head's ODE or SDE for each token; with `final_head_steps`, in
+                the first iteration.
+            final_head_steps: Steps in the last iteration, see `head_schedule`; None for as many as
+                in the first.
             solver: `euler` or `heun`.
+            churn: Of the SDE with the ODE's marginals, see `integrate_sde`; 0 is the ODE.
             guidance_scale: s in v(no class) + s (v(class) - v(no class)); 1 is no guidance and
                 costs half.
             guidance_schedule: `linear` grows from 1 with the share of revealed tokens, `constant`
                 does not.
-            temperature: Factor on the start noise.
+            guidance_interval: Times of the head, [low, high), 0 noise and 1 data; a step that
+                starts outside is not guided and costs half (arXiv:2404.07724).
+            temperature: Factor on all noise of the head: the start's, and the SDE's.
+
+        Raises:
+            ValueError: Numbers of iterations or steps, churn, interval or temperature out of range,
+                or churn with another solver than `euler`.
         """
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, found {temperature}")
+        if churn and solver != "euler":
+            raise ValueError(f"churn {churn} needs the solver 'euler', found {solver!r}")
         b, n = len(labels), self.shape.num_tokens
         like = self.encoder_positions
         order_noise = rng.uniform((b, n), like, generator)
@@ -180,10 +219,15 @@ class MAR(nn.Module):
         guided = guidance_scale != 1.0
         context = torch.cat([labels, torch.full_like(labels, self.no_class)]) if guided else labels
         num_masked = n
-        for left in mask_schedule(n, num_iterations):
-            repeat = 2 if guided else 1
+        steps_of = head_schedule(head_steps, final_head_steps, num_iterations)
+        for left, steps in zip(mask_schedule(n, num_iterations), steps_of, strict=True):
+            spans = guided_spans(steps, guidance_interval) if guided else [Span(0, steps, False)]
+            repeat = 2 if any(span.guided for span in spans) else 1
             conditions = self.conditions(
-                tokens.repeat(repeat, 1, 1), context, orders.repeat(repeat, 1), num_masked
+                tokens.repeat(repeat, 1, 1),
+                context[: repeat * b],
+                orders.repeat(repeat, 1),
+                num_masked,
             )
             new = orders[:, left:num_masked]
             condition = _gather(conditions, new.repeat(repeat, 1))
@@ -193,7 +237,16 @@ class MAR(nn.Module):
             noise = temperature * rng.normal(
                 (b, num_masked - left, self.shape.dim), like, generator
             )
-            drawn = integrate(self._field(condition, scale, guided), noise, head_steps, solver)
+            drawn = noise
+            for span in spans:
+                field = self._field(condition if span.guided else condition[:b], scale, span.guided)
+                count, start, end = span.last - span.first, span.first / steps, span.last / steps
+                if churn:
+                    drawn = integrate_sde(
+                        field, drawn, count, generator, churn, temperature, start, end
+                    )
+                else:
+                    drawn = integrate(field, drawn, count, solver, start, end)
             tokens.scatter_(1, _spread(new, drawn), drawn.to(tokens.dtype))
             num_masked = left
         return tokens
@@ -236,13 +289,72 @@ def mask_schedule(num_tokens: int, num_iterations: int) -> list[int]:
     return left
 
 
+def head_schedule(first: int, final: int | None, num_iterations: int) -> list[int]:
+    """Steps of the head in each iteration: from `first` to `final` in a straight line, rounded.
+
+    Late tokens are nearly determined by those before them and need fewer steps; diffusion step
+    annealing, arXiv:2505.20297.
+
+    Args:
+        first: In the first iteration (in the only one, where there is one).
+        final: In the last; None for `first` throughout.
+        num_iterations: Iterations.
+
+    Raises:
+        ValueError: Steps that are not positive, or that grow.
+    """
+    final = first if final is None else final
+    if not 1 <= final <= first:
+        raise ValueError(
+            f"final_head_steps must lie between 1 and head_steps ({first}), found {final}: "
+            "late iterations need fewer steps, not more"
+        )
+    last = max(1, num_iterations - 1)
+    return [round(first + (final - first) * k / last) for k in range(num_iterations)]
+
+
+class Span(NamedTuple):
+    """Steps first .. last - 1 of the head, all guided or none."""
+
+    first: int
+    last: int
+    guided: bool
+
+
+def guided_spans(num_steps: int, interval: tuple[float | int, float | int]) -> list[Span]:
+    """The steps of the head in runs; those are guided whose start k / num_steps lies in [low, high).
+
+    Raises:
+        ValueError: Not 0 <= low < high <= 1.
+    """
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"guidance_interval must be two times with 0 <= low < high <= 1, found {low} and {high}; "
+            "for no guidance set guidance_scale to 1"
+        )
+    spans = []
+    for guided, run in groupby(range(num_steps), lambda k: low <= k / num_steps < high):
+        steps = list(run)
+        spans.append(Span(steps[0], steps[-1] + 1, guided))
+    return spans
+
+
 def draw_orders(b: int, n: int, generator: torch.Generator) -> Int[Tensor, "b n"]:
     """Independent uniform permutations of 0 .. n-1."""
     return torch.rand(b, n, generator=generator).argsort(dim=-1)
 
 
 def draw_num_masked(n: int, generator: torch.Generator, low: float = 0.7, std: float = 0.25) -> int:
-    """How many of n tokens to mask: ceil(n r), r ~ N(1, std^2) truncated to [low, 1]; one draw for a batch."""
+    """How many of n tokens to mask: ceil(n r), r ~ N(1, std^2) truncated to [low, 1]; one draw for a batch.
+
+    Raises:
+        ValueError: `low` is outside [0, 1], or `std` is not positive.
+    """
+    if not 0 <= low <= 1:
+        raise ValueError(f"the least ratio of masked tokens must lie in [0, 1], found {low}")
+    if std <= 0:
+        raise ValueError(f"the std of the ratio of masked tokens must be positive, found {std}")
     cdf_low = 0.5 * (1 + math.erf((low - 1) / std / math.sqrt(2)))
     u = cdf_low + (0.5 - cdf_low) * torch.rand((), generator=generator, dtype=torch.float64)
     ratio = 1 + std * float(torch.special.ndtri(u))
@@ -274,10 +386,16 @@ def draw_masking(
     labels: Int[Tensor, " b"],
     num_draws: int,
     generator: torch.Generator,
+    ratio_low: float = 0.7,
+    ratio_std: float = 0.25,
 ) -> MaskedBatch:
-    """Draw what is masked, and k = `num_draws` of noise and time for each masked token."""
+    """Draw what is masked, and k = `num_draws` of noise and time for each masked token.
+
+    The defaults of the ratio are those of MAR, arXiv:2406.11838, and of the authors; see
+    `draw_num_masked`.
+    """
     b, n, d = tokens.shape
-    m = draw_num_masked(n, generator)
+    m = draw_num_masked(n, generator, ratio_low, ratio_std)
     orders = draw_orders(b, n, generator)
     noise = torch.randn(num_draws, b, m, d, generator=generator)
     t = torch.rand(num_draws, b, m, generator=generator)

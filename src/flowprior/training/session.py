@@ -53,6 +53,7 @@ class Optimizer(NamedTuple):
         weight_decay: On tensors of two or more dims.
         max_grad_norm: Gradients are clipped to it.
         ema_decay: Decay of the weights' moving average.
+        undecayed: Names of parameters or submodules without decay as well; see `optim.adamw`.
     """
 
     lr: float
@@ -62,6 +63,7 @@ class Optimizer(NamedTuple):
     weight_decay: float
     max_grad_norm: float
     ema_decay: float
+    undecayed: tuple[str, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -98,7 +100,8 @@ class Learner:
         accelerator = session.accelerator
         module = module.to(accelerator.device)
         self._average = moving_average(module, optimizer.ema_decay)
-        inner = adamw(module, optimizer.lr, (0.9, optimizer.beta2), optimizer.weight_decay)
+        betas = (0.9, optimizer.beta2)
+        inner = adamw(module, optimizer.lr, betas, optimizer.weight_decay, optimizer.undecayed)
         self._rates = schedule(
             inner, optimizer.schedule, session.plan.num_steps, optimizer.warmup_steps
         )
