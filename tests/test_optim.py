@@ -68,6 +68,16 @@ def test_betas_and_rate_reach_the_optimiser() -> None:
         assert (group["lr"], group["betas"]) == (PEAK, (0.8, 0.7))
 
 
+def test_what_is_named_is_spared_the_decay() -> None:
+    """A parameter by its name, a submodule with all it holds; a prefix of a name is no name."""
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(11)))
+    groups = adamw(net, PEAK, (0.9, 0.95), 0.5, ("0.weight", "1")).param_groups
+    found = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert found == {id(net[i].weight) for i in range(2, 11)}
+    with pytest.raises(ValueError, match="'wieght'"):
+        adamw(net, PEAK, (0.9, 0.95), 0.5, ("wieght",))
+
+
 def test_a_module_with_vectors_only_has_one_group() -> None:
     """Torch refuses empty groups; none is made."""
     assert len(adamw(nn.LayerNorm(3), PEAK, (0.9, 0.95), weight_decay=0.1).param_groups) == 1

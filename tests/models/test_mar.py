@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior import rng
+from flowprior.flow.ode import integrate
 from flowprior.models import mar as mar_module
 from flowprior.models.mar import (
     MAR,
@@ -22,9 +23,12 @@ from flowprior.models.mar import (
     draw_masking,
     draw_num_masked,
     draw_orders,
+    guided_spans,
+    head_schedule,
     mask_schedule,
 )
 from flowprior.models.velocity import VelocityMLP
+from flowprior.optim import adamw
 
 from ..stages.closure import ROOT
 
@@ -200,6 +204,22 @@ def test_a_masking_has_the_shapes_that_forward_takes() -> None:
         torch.equal(torch.as_tensor(a), torch.as_tensor(b))
         for a, b in zip(drawn, again, strict=True)
     )
+
+
+def test_the_ratio_of_masked_tokens_can_be_set() -> None:
+    """Its bound and its spread reach the draw; outside their range they are an error."""
+    tokens, labels, _ = batch()
+    low = [
+        draw_masking(tokens, labels, 1, rng.generator(i), ratio_low=0.1, ratio_std=1.0).num_masked
+        for i in range(60)
+    ]
+    assert min(low) <= 2
+    assert max(low) == N
+    all_masked = draw_masking(tokens, labels, 1, rng.generator(0), ratio_low=1.0)
+    assert all_masked.num_masked == N
+    for wrong in ({"ratio_low": -0.1}, {"ratio_low": 1.1}, {"ratio_std": 0.0}):
+        with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+            draw_masking(tokens, labels, 1, rng.generator(0), **wrong)
 
 
 # --- what conditions look at ------------------------------------------------------------------------
@@ -401,6 +421,259 @@ def test_sampling_depends_on_the_generator_alone(guidance_scale: float) -> None:
     assert not first.requires_grad
 
 
+def plain_sample(
+    model: MAR, b: int, num_iterations: int, head_steps: int, solver: str, scale: float, grows: bool
+) -> Tensor:
+    """Sampling without an option but guidance, written down again: steps and noise alike in every iteration."""
+    generator, tokens = rng.generator(0, "sample"), torch.zeros(b, N, D)
+    orders, labels = torch.rand(b, N, generator=generator).argsort(-1), torch.arange(b) % CLASSES
+    left = N
+    for then in mask_schedule(N, num_iterations):
+        with torch.no_grad():
+            if scale == 1:
+                known = model.conditions(tokens, labels, orders, left)
+            else:
+                both = torch.cat([labels, torch.full((b,), CLASSES)])
+                known = model.conditions(
+                    torch.cat([tokens, tokens]), both, torch.cat([orders, orders]), left
+                )
+        new = orders[:, then:left]
+        rows = new.repeat(len(known) // b, 1).unsqueeze(-1)
+        condition = known.gather(1, rows.expand(-1, -1, known.shape[-1]))
+        s = 1 + (scale - 1) * (N - then) / N if grows else scale
+
+        def velocity(x: Tensor, t: Tensor, given: Tensor = condition, s: float = s) -> Tensor:
+            if scale == 1:
+                return model.head(x, t, given)
+            mine, none = model.head(torch.cat([x, x]), t, given).chunk(2)
+            return none + s * (mine - none)
+
+        with torch.no_grad():
+            noise = torch.randn(b, left - then, D, generator=generator)
+            drawn = integrate(velocity, noise, head_steps, solver)
+        tokens.scatter_(1, new.unsqueeze(-1).expand(-1, -1, D), drawn)
+        left = then
+    return tokens
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("scale", "schedule"), [(1.0, "linear"), (2.5, "linear"), (2.5, "constant")]
+)
+def test_without_options_sampling_is_the_plain_loop_to_the_bit(
+    solver: str, scale: float, schedule: str
+) -> None:
+    """And so it is with every option at the value that means nothing."""
+    model = trained()
+    plain = plain_sample(model, 3, 3, 4, solver, scale, schedule == "linear")
+    options = {"solver": solver, "guidance_scale": scale, "guidance_schedule": schedule}
+    assert torch.equal(sample(model, **options), plain)
+    idle = {"final_head_steps": 4, "churn": 0, "guidance_interval": (0, 1), "temperature": 1}
+    assert torch.equal(sample(model, **options, **idle), plain)
+
+
+# --- steps of the head ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "final", "iterations", "expected"),
+    [
+        (50, 5, 4, [50, 35, 20, 5]),
+        (4, 1, 7, [4, 4, 3, 2, 2, 2, 1]),
+        (9, None, 3, [9, 9, 9]),
+        (9, 9, 2, [9, 9]),
+        (9, 2, 1, [9]),
+    ],
+)
+def test_steps_of_the_head_fall_in_a_straight_line(
+    first: int, final: int | None, iterations: int, expected: list[int]
+) -> None:
+    """Rounded to the even neighbour at a half; one iteration is the first."""
+    assert head_schedule(first, final, iterations) == expected
+
+
+@pytest.mark.parametrize(("first", "final"), [(0, None), (5, 0), (5, 6), (-1, -1)])
+def test_steps_that_grow_or_vanish_are_an_error(first: int, final: int | None) -> None:
+    with pytest.raises(ValueError, match=f"between 1 and head_steps \\({first}\\)"):
+        head_schedule(first, final, 3)
+
+
+def head_rows(model: MAR, **options: Any) -> list[int]:
+    """Sequences in each evaluation of the head while three are sampled."""
+    rows: list[int] = []
+    hook = model.head.register_forward_hook(lambda module, inputs, out: rows.append(len(out)))
+    sample(model, **options)
+    hook.remove()
+    return rows
+
+
+@pytest.mark.parametrize(("solver", "each"), [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+def test_annealing_saves_evaluations_of_the_head(
+    solver: str, each: int, guidance_scale: float
+) -> None:
+    """12 steps in the first of 7 iterations and 3 in the last are half of 12 in all, and a little more."""
+    options = {"num_iterations": N, "solver": solver, "guidance_scale": guidance_scale}
+    model = trained()
+    rows = 3 if guidance_scale == 1 else 6
+    assert head_rows(model, head_steps=12, **options) == [rows] * 12 * N * each
+    annealed = sum(head_schedule(12, 3, N))
+    assert annealed == 52
+    found = head_rows(model, head_steps=12, final_head_steps=3, **options)
+    assert found == [rows] * annealed * each
+
+
+def test_annealing_at_the_papers_size() -> None:
+    """50 to 5 steps over 64 iterations are 1760 evaluations; 50 throughout are 3200."""
+    assert sum(head_schedule(50, 5, 64)) == 1760
+
+
+def test_annealing_leaves_the_first_iteration_as_it_is() -> None:
+    """Fewer steps change only what comes later, and that little by little."""
+    model = trained()
+    plain = sample(model, num_iterations=2, head_steps=64)
+    annealed = sample(model, num_iterations=2, head_steps=64, final_head_steps=32)
+    early = (plain == annealed).all(-1)
+    assert early.sum(-1).tolist() == [N - mask_schedule(N, 2)[0]] * 3
+    assert 0 < (plain - annealed).abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((0.0, 1.0), [(0, 10, True)]),
+        ((0.3, 0.7), [(0, 3, False), (3, 7, True), (7, 10, False)]),
+        ((0, 0.5), [(0, 5, True), (5, 10, False)]),
+        ((0.25, 1), [(0, 3, False), (3, 10, True)]),
+        ((0.91, 0.99), [(0, 10, False)]),
+    ],
+)
+def test_a_step_is_guided_where_it_starts_inside(
+    interval: tuple[float, float], expected: list[tuple[int, int, bool]]
+) -> None:
+    """Of ten steps: the lower end belongs to the interval, the upper does not."""
+    assert guided_spans(10, interval) == expected
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.5), (0.7, 0.3), (-0.1, 1.0), (0.0, 1.1)])
+def test_an_interval_that_is_none_is_an_error(interval: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="guidance_interval"):
+        sample(trained(), guidance_scale=2.0, guidance_interval=interval)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_outside_the_interval_there_is_no_guidance(
+    monkeypatch: pytest.MonkeyPatch, solver: str
+) -> None:
+    """v(no class) = 1, v(class) = 3, scale 2.5: 40% of the way at 1 + 2 s, the rest at 3."""
+    model = fresh()
+    model.head = Constant(D, 4, 1, condition_dim=16)
+
+    def conditions(tokens: Tensor, labels: Tensor, orders: Tensor, num_masked: int) -> Tensor:
+        answer = torch.where(labels == model.no_class, 1.0, 3.0)
+        return answer.view(-1, 1, 1).expand(-1, N, 16)
+
+    monkeypatch.setattr(model, "conditions", conditions)
+    found = sample(
+        model,
+        head_steps=10,
+        solver=solver,
+        temperature=0.0,
+        guidance_scale=2.5,
+        guidance_schedule="constant",
+        guidance_interval=(0.3, 0.7),
+    )
+    torch.testing.assert_close(found, torch.full((3, N, D), 0.4 * (1 + 2 * 2.5) + 0.6 * 3))
+
+
+def test_steps_outside_the_interval_cost_half() -> None:
+    """And an iteration without a guided step is that without guidance, to the bit, transformer included."""
+    model = trained()
+    options: dict[str, Any] = {"num_iterations": 2, "head_steps": 10, "guidance_scale": 3.0}
+    rows = head_rows(model, **options, guidance_interval=(0.3, 0.7))
+    assert rows == ([3] * 3 + [6] * 4 + [3] * 3) * 2
+    plain = sample(model, num_iterations=2, head_steps=10)
+    none = sample(model, **options, guidance_interval=(0.91, 0.99))
+    assert torch.equal(none, plain)
+    some = sample(model, **options, guidance_interval=(0.3, 0.7))
+    whole = sample(model, **options)
+    assert not torch.equal(some, plain)
+    assert not torch.equal(some, whole)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"final_head_steps": 2},
+    {"guidance_scale": 2.0, "guidance_interval": (0.2, 0.6)},
+    {"churn": 1.0},
+    {"churn": 0.5, "guidance_scale": 2.0, "guidance_interval": (0.2, 0.6), "final_head_steps": 1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_keep_the_seed_and_fill_every_token_once(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Equal generators, equal sequences; and context once drawn stays."""
+    model, seen = trained(), []
+    conditions = model.conditions
+
+    def watched(tokens: Tensor, labels: Tensor, orders: Tensor, num_masked: int) -> Tensor:
+        seen.append((tokens[:3].clone(), places(orders[:3, num_masked:])))
+        return conditions(tokens, labels, orders, num_masked)
+
+    monkeypatch.setattr(model, "conditions", watched)
+    first = sample(model, num_iterations=N, **options)
+    assert [int(visible.sum()) for _, visible in seen] == [3 * k for k in range(N)]
+    for context, visible in seen:
+        assert torch.equal(context.abs().sum(-1) > 0, visible)
+        assert torch.equal(context[visible], first[visible])
+    assert first.abs().sum(-1).min() > 0
+    assert first.isfinite().all()
+    assert torch.equal(sample(model, num_iterations=N, **options), first)
+    assert not torch.equal(sample(model, "other", num_iterations=N, **options), first)
+
+
+@pytest.mark.parametrize("churn", [0.0, 1.0])
+def test_at_temperature_zero_nothing_is_left_to_chance(churn: float) -> None:
+    """Where all tokens come at once, so that the order does not matter, every seed gives the same."""
+    model = trained()
+    cold, other, warm, warm_other = (
+        sample(model, tag, num_iterations=1, churn=churn, temperature=temperature)
+        for temperature in (0, 1)
+        for tag in ("a", "b")
+    )
+    # The rows of a matrix product in another order, in float32.
+    torch.testing.assert_close(cold, other, rtol=1e-5, atol=1e-6)
+    assert (warm - warm_other).abs().max() > 0.1
+    assert (cold - warm).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"churn": -1.0}, "churn"),
+        ({"churn": 1.0, "solver": "heun"}, "'heun'"),
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_an_error(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sample(trained(), **options)
+
+
+def test_sampling_works_under_autocast() -> None:
+    """As on a GPU in bf16: tokens stay float32, and near those without."""
+    model = trained()
+    plain = sample(model, num_iterations=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = sample(model, num_iterations=1)
+        guided = sample(model, guidance_scale=2.0, guidance_interval=(0.2, 0.8))
+    assert rounded.dtype == guided.dtype == torch.float32
+    assert guided.isfinite().all()
+    assert (rounded - plain).norm() < 0.1 * plain.norm()
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
 def test_an_untrained_head_samples_noise_of_the_temperature(temperature: float) -> None:
     """Its velocity is zero: tokens are N(0, temperature^2)."""
@@ -500,6 +773,39 @@ def test_the_orders_of_sequences_differ() -> None:
     counts = firsts[0].bincount(minlength=N)
     # The generator is fixed; a fair draw falls below once in a thousand.
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+# --- what is decayed --------------------------------------------------------------------------------
+
+
+def decayed(decay: Any) -> set[str]:
+    """Names of the parameters with decay."""
+    model = fresh()
+    groups = adamw(model, 1e-3, (0.9, 0.95), 0.02, model.undecayed(decay)).param_groups
+    assert {g["weight_decay"] for g in groups} == {0.02, 0.0}
+    chosen = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+    return {name for name, p in model.named_parameters() if id(p) in chosen}
+
+
+def test_the_decay_falls_where_it_is_wanted() -> None:
+    """Never on a bias or norm; on embeddings and the head by choice."""
+    model = fresh()
+    matrices = {name for name, p in model.named_parameters() if p.ndim >= 2}
+    linear = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    embeddings = {
+        "class_table.weight",
+        "mask_token",
+        "encoder_positions",
+        "decoder_positions",
+        "head_positions",
+    }
+    assert decayed("matrices") == matrices
+    assert decayed("linear") == linear == matrices - embeddings
+    assert decayed("authors") == {name for name in matrices if not name.startswith("head.")}
+    assert embeddings < decayed("authors")
 
 
 # --- the paper's size -------------------------------------------------------------------------------
