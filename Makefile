@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro toy test lint bench setup clean
+.PHONY: repro toy test lint bench plan setup clean
 
 repro: setup
 	python stages/params.py
@@ -28,6 +28,12 @@ lint: setup
 
 bench: setup
 	PYTHONPATH=src python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc -s -q
+
+# What a preset costs, without data: make plan PRESET=imagenet PLAN='--gpus 8 --utilisation 0.5'
+PRESET ?= imagenet
+PLAN   ?=
+plan: setup
+	@PYTHONPATH=src python stages/plan.py --preset "$(PRESET)" $(PLAN)
 
 setup: $(STAMP)
 
