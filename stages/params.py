@@ -217,6 +217,33 @@ class FlowScale(Training):
         return self
 
 
+class Perceptual(Section):
+    """LPIPS-VGG in the reconstruction loss."""
+
+    weight: float = Field(ge=0)
+    """Factor; at 0 nothing of it is built or computed."""
+    warmup_steps: int = Field(ge=0)
+    """Over which the factor rises from 0."""
+    pretrained: bool
+    """false: VGG16 with random weights, to try a machine out."""
+
+
+class Adversarial(Section):
+    """A discriminator on a frozen transformer."""
+
+    weight: float = Field(ge=0)
+    """Factor of the hinge losses; at 0 nothing of it is built or computed."""
+    start_step: int = Field(ge=0)
+    lecam: float = Field(ge=0)
+    consistency: float = Field(ge=0)
+    backbone: str
+    """What timm calls the transformer, or local-dir:/folder."""
+    pretrained: bool
+    """false: a transformer with random weights, to try a machine out."""
+    lr: float = Field(gt=0, le=1)
+    """Of the heads, constant."""
+
+
 class AutoencoderScale(Training):
     """The autoencoder and its training."""
 
@@ -229,6 +256,8 @@ class AutoencoderScale(Training):
     eval_steps: int = Field(ge=1)
     """Updates between two looks at the alignment of the validation latents."""
     eval_latents: int = Field(ge=100)
+    perceptual: Perceptual
+    adversarial: Adversarial
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -236,6 +265,11 @@ class AutoencoderScale(Training):
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
         if self.eval_steps > self.steps:
             raise ValueError(f"eval_steps ({self.eval_steps}) must be at most steps ({self.steps})")
+        if self.adversarial.weight and self.adversarial.start_step >= self.steps:
+            raise ValueError(
+                f"adversarial.start_step ({self.adversarial.start_step}) must be below steps ({self.steps}), "
+                "or adversarial.weight 0"
+            )
         return self
 
 
@@ -331,6 +365,12 @@ class Params(Section):
                 f"presets.{self.preset}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
                 "with this preset set images.source and images.path to your own images"
             )
+        for name in ("perceptual", "adversarial"):
+            if self.images.source == "digits" and getattr(self.scale.train_ae, name).weight:
+                raise ValueError(
+                    f"presets.{self.preset}.train_ae.{name}.weight must be 0 with images.source digits: "
+                    "its network takes three channels, digits have one"
+                )
         if self.images.source != "digits" and self.prior.source in OF_DIGITS:
             raise ValueError(
                 f"prior.source: {self.prior.source} is made of digits; with images.source "
