@@ -178,6 +178,31 @@ class Training(Section):
         return self
 
 
+class LargeTraining(Training):
+    """What a training stage of the pipeline has besides."""
+
+    compile: bool
+    """Run the modules through torch.compile."""
+    accumulate: int = Field(ge=1)
+    """Parts of a batch whose gradients are added up before an update; memory falls with it."""
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The arguments of the session's `Plan`."""
+        return {
+            "num_steps": self.steps,
+            "log_steps": self.log_steps,
+            "checkpoint_steps": self.checkpoint_steps,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+            "compile": self.compile,
+        }
+
+    def _divides(self, name: str, batch: int) -> None:
+        if batch % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide {name} ({batch})")
+
+
 class ImagesScale(Section):
     """Pixels."""
 
@@ -198,7 +223,7 @@ class ProjectScale(Section):
     dim: int = Field(ge=1, le=4096)
 
 
-class FlowScale(Training):
+class FlowScale(LargeTraining):
     """The flow prior's velocity and its training."""
 
     width: int = Field(ge=8)
@@ -214,6 +239,7 @@ class FlowScale(Training):
             raise ValueError(
                 f"time_groups ({self.time_groups}) must divide batch_vectors ({self.batch_vectors})"
             )
+        self._divides("time_groups", self.time_groups)
         return self
 
 
@@ -244,7 +270,7 @@ class Adversarial(Section):
     """Of the heads, constant."""
 
 
-class AutoencoderScale(Training):
+class AutoencoderScale(LargeTraining):
     """The autoencoder and its training."""
 
     patch_size: int = Field(ge=1)
@@ -270,6 +296,7 @@ class AutoencoderScale(Training):
                 f"adversarial.start_step ({self.adversarial.start_step}) must be below steps ({self.steps}), "
                 "or adversarial.weight 0"
             )
+        self._divides("batch_images", self.batch_images)
         return self
 
 
@@ -281,7 +308,7 @@ class EncodeScale(Section):
     """Also encode each image's mirror image."""
 
 
-class MARScale(Training):
+class MARScale(LargeTraining):
     """MAR and its training."""
 
     width: int = Field(ge=8)
@@ -301,6 +328,7 @@ class MARScale(Training):
     def _heads_fit(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        self._divides("batch_images", self.batch_images)
         return self
 
 

@@ -63,13 +63,12 @@ def main(cfg: Params, root: Path) -> None:
         "targets": targets.digest,
         "flow_prior": prior.digest,
     }
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
     with Session(
         STAGE,
         config=config,
         inputs=inputs,
         seed=cfg.seed,
-        plan=plan,
+        plan=Plan(**scale.plan),
         root=params.state_root(root),
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
@@ -96,29 +95,25 @@ def main(cfg: Params, root: Path) -> None:
         )
         watch = AlignmentWatch(prior, targets, cfg.seed) if session.is_main else None
         rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
+        batch = scale.batch_images // scale.accumulate
         for step in session.steps():
-            draw = session.generator("step", step)
-            rows = torch.randint(len(train), (scale.batch_images,), generator=draw)
-            images = train.images(session.share(rows).cpu()).to(session.device)
-            noise = torch.randn(
-                scale.batch_images, shape.num_latents, shape.latent_dim, generator=draw
-            )
-            restored, codes = learner.module(images, session.share(noise))
-            randomness = Draw(draw, scale.batch_images, session.share, session.gather)
-            judged, parts = judges(images, restored, step, randomness, last_layer)
-            with session.autocast():
-                alignment = objective(codes, randomness)
-            loss = judged + cfg.align.weight * alignment
-            norm = learner.update(loss)
-            session.log(
-                step,
-                loss=loss,
-                **parts,
-                alignment=alignment,
-                grad_norm=norm,
-                **fake_flow.follow(codes, step, randomness),
-            )
-            judges.follow(images, restored, step, randomness)
+            for _ in session.parts():
+                draw = session.generator("step", step)
+                rows = torch.randint(len(train), (batch,), generator=draw)
+                images = train.images(session.share(rows).cpu()).to(session.device)
+                noise = torch.randn(batch, shape.num_latents, shape.latent_dim, generator=draw)
+                restored, codes = learner.module(images, session.share(noise))
+                randomness = Draw(draw, batch, session.share, session.gather)
+                judged, parts = judges(images, restored, step, randomness, last_layer)
+                with session.autocast():
+                    alignment = objective(codes, randomness)
+                loss = judged + cfg.align.weight * alignment
+                norm = learner.update(loss)
+                followed = fake_flow.follow(codes, step, randomness)
+                judges.follow(images, restored, step, randomness)
+                session.log(
+                    step, loss=loss, **parts, alignment=alignment, grad_norm=norm, **followed
+                )
             if watch is not None and (step + 1) % scale.eval_steps == 0:
                 latents = _latents(learner.averaged, held_out, rows_watched, session.device)
                 session.record("alignment", step + 1, watch(latents))

@@ -123,7 +123,7 @@ class ImageLosses:
         if self._game is not None and self._game.active(step):
             with self._session.autocast():
                 term, hinge = self._game.generator_loss(restored, draw)
-            if self._looks(step):
+            if self._session.looks(step):
                 ratio = gradient_ratio(loss, term, last_layer)
                 row = torch.stack([ratio, hinge["generator_hinge"]])
                 found = self._session.accelerator.reduce(row, "mean").tolist()
@@ -148,19 +148,16 @@ class ImageLosses:
         with self._session.autocast():
             loss, health = self._game.discriminator_loss(images, restored.detach(), fresh)
         norm = self._critic.update(loss)
-        if not self._looks(step):
+        if not self._session.looks(step):
             return
         values = {name: float(value) for name, value in health.items()}
-        self._session.record("gan", step + 1, self._row | values | {"grad_norm": float(norm)})
+        self._session.record(
+            "gan", step + 1, self._row | values | {"grad_norm": float(norm or 0.0)}
+        )
         trouble = collapse(self._session.curves["gan"])
         if trouble and not self._told and self._session.is_main:
             print(f"{self._session.stage}: WARNING {trouble}", file=sys.stderr)
             self._told = True
-
-    def _looks(self, step: int) -> bool:
-        """Whether the game is looked at: with each row of the training curve."""
-        plan = self._session.plan
-        return (step + 1) % plan.log_steps == 0 or step + 1 == plan.num_steps
 
 
 def _steady(lr: float) -> Optimizer:
