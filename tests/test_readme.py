@@ -161,7 +161,7 @@ DIGITS_COLUMNS = (
 
 def test_the_table_of_objectives_is_that_of_the_study() -> None:
     """All ten of them, each with its committed metrics."""
-    rows = table_under("| `align.objective` | pulls by |")
+    rows = table_under("| objective | pulls by |")
     assert set(rows) == set(params.Align.model_fields["objective"].annotation.__args__)
     for name, (_, *cells) in rows.items():
         metrics = json.loads((ROOT / f"metrics/toy/objectives/{name}.json").read_text())
@@ -172,7 +172,7 @@ def test_the_table_of_objectives_is_that_of_the_study() -> None:
 
 def test_the_table_of_objectives_on_digits_is_that_of_its_runs() -> None:
     table = json.loads((ROOT / "metrics/objectives.json").read_text())
-    rows = table_under("| `align.objective` | PSNR, dB |")
+    rows = table_under("| objective | PSNR, dB |")
     assert rows.keys() == table.keys()
     for name, cells in rows.items():
         for key, cell in zip(DIGITS_COLUMNS, cells, strict=True):

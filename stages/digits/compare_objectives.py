@@ -53,7 +53,7 @@ def main() -> None:
             for name in names
         }
         subprocess.run(["git", "checkout", "--quiet", "."], cwd=ROOT, check=True)
-    subprocess.run(["dvc", "checkout", "--quiet"], cwd=ROOT, check=True)
+    subprocess.run(["dvc", "checkout", "--quiet", "dvc.yaml"], cwd=ROOT, check=True)
     write_json(ROOT / "metrics/objectives.json", table)
 
 
