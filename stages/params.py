@@ -178,6 +178,31 @@ class Training(Section):
         return self
 
 
+class LargeTraining(Training):
+    """What a training stage of the pipeline has besides."""
+
+    compile: bool
+    """Run the modules through torch.compile."""
+    accumulate: int = Field(ge=1)
+    """Parts of a batch whose gradients are added up before an update; memory falls with it."""
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The arguments of the session's `Plan`."""
+        return {
+            "num_steps": self.steps,
+            "log_steps": self.log_steps,
+            "checkpoint_steps": self.checkpoint_steps,
+            "precision": self.precision,
+            "accumulate": self.accumulate,
+            "compile": self.compile,
+        }
+
+    def _divides(self, name: str, batch: int) -> None:
+        if batch % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide {name} ({batch})")
+
+
 class ImagesScale(Section):
     """Pixels."""
 
@@ -198,7 +223,7 @@ class ProjectScale(Section):
     dim: int = Field(ge=1, le=4096)
 
 
-class FlowScale(Training):
+class FlowScale(LargeTraining):
     """The flow prior's velocity and its training."""
 
     width: int = Field(ge=8)
@@ -214,10 +239,38 @@ class FlowScale(Training):
             raise ValueError(
                 f"time_groups ({self.time_groups}) must divide batch_vectors ({self.batch_vectors})"
             )
+        self._divides("time_groups", self.time_groups)
         return self
 
 
-class AutoencoderScale(Training):
+class Perceptual(Section):
+    """LPIPS-VGG in the reconstruction loss."""
+
+    weight: float = Field(ge=0)
+    """Factor; at 0 nothing of it is built or computed."""
+    warmup_steps: int = Field(ge=0)
+    """Over which the factor rises from 0."""
+    pretrained: bool
+    """false: VGG16 with random weights, to try a machine out."""
+
+
+class Adversarial(Section):
+    """A discriminator on a frozen transformer."""
+
+    weight: float = Field(ge=0)
+    """Factor of the hinge losses; at 0 nothing of it is built or computed."""
+    start_step: int = Field(ge=0)
+    lecam: float = Field(ge=0)
+    consistency: float = Field(ge=0)
+    backbone: str
+    """What timm calls the transformer, or local-dir:/folder."""
+    pretrained: bool
+    """false: a transformer with random weights, to try a machine out."""
+    lr: float = Field(gt=0, le=1)
+    """Of the heads, constant."""
+
+
+class AutoencoderScale(LargeTraining):
     """The autoencoder and its training."""
 
     patch_size: int = Field(ge=1)
@@ -229,6 +282,8 @@ class AutoencoderScale(Training):
     eval_steps: int = Field(ge=1)
     """Updates between two looks at the alignment of the validation latents."""
     eval_latents: int = Field(ge=100)
+    perceptual: Perceptual
+    adversarial: Adversarial
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -236,6 +291,12 @@ class AutoencoderScale(Training):
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
         if self.eval_steps > self.steps:
             raise ValueError(f"eval_steps ({self.eval_steps}) must be at most steps ({self.steps})")
+        if self.adversarial.weight and self.adversarial.start_step >= self.steps:
+            raise ValueError(
+                f"adversarial.start_step ({self.adversarial.start_step}) must be below steps ({self.steps}), "
+                "or adversarial.weight 0"
+            )
+        self._divides("batch_images", self.batch_images)
         return self
 
 
@@ -247,7 +308,7 @@ class EncodeScale(Section):
     """Also encode each image's mirror image."""
 
 
-class MARScale(Training):
+class MARScale(LargeTraining):
     """MAR and its training."""
 
     width: int = Field(ge=8)
@@ -267,6 +328,7 @@ class MARScale(Training):
     def _heads_fit(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        self._divides("batch_images", self.batch_images)
         return self
 
 
@@ -331,6 +393,12 @@ class Params(Section):
                 f"presets.{self.preset}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
                 "with this preset set images.source and images.path to your own images"
             )
+        for name in ("perceptual", "adversarial"):
+            if self.images.source == "digits" and getattr(self.scale.train_ae, name).weight:
+                raise ValueError(
+                    f"presets.{self.preset}.train_ae.{name}.weight must be 0 with images.source digits: "
+                    "its network takes three channels, digits have one"
+                )
         if self.images.source != "digits" and self.prior.source in OF_DIGITS:
             raise ValueError(
                 f"prior.source: {self.prior.source} is made of digits; with images.source "

@@ -2,8 +2,9 @@
 
 Reads   images, data/targets/, data/flow_prior/
 Writes  data/autoencoder/               weights (moving average), config
-        metrics/train_ae.json           losses; how L_align follows mean log r_k over training (Fig.
-        4) metrics/curves/train_ae.csv, metrics/curves/alignment.csv
+        metrics/train_ae.json           losses; how L_align follows mean log r_k (Fig. 4) over training
+        metrics/curves/train_ae.csv, metrics/curves/alignment.csv
+        metrics/curves/gan.csv          health of the adversarial game; empty where there is none
         metrics/figures/alignment.png
 """
 
@@ -31,6 +32,7 @@ from flowprior.objectives.build import build_objective
 from flowprior.prior import FlowPrior
 from flowprior.rng import Draw
 from flowprior.training.fake_flow import FakeFlow
+from flowprior.training.image_losses import AdversarialTerm, ImageLosses, PerceptualTerm
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_ae"
@@ -61,19 +63,24 @@ def main(cfg: Params, root: Path) -> None:
         "targets": targets.digest,
         "flow_prior": prior.digest,
     }
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
     with Session(
         STAGE,
         config=config,
         inputs=inputs,
         seed=cfg.seed,
-        plan=plan,
+        plan=Plan(**scale.plan),
         root=params.state_root(root),
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             autoencoder = build_autoencoder(shape, cfg.autoencoder.bottleneck)
+        last_layer = autoencoder.decoder.output.weight
         learner = session.learner(
             "autoencoder", autoencoder, Optimizer(**scale.optimizer.model_dump())
+        )
+        judges = ImageLosses(
+            session,
+            PerceptualTerm(**scale.perceptual.model_dump()),
+            AdversarialTerm(**scale.adversarial.model_dump()),
         )
         prior.to(session.device)
         objective = build_objective(
@@ -88,28 +95,25 @@ def main(cfg: Params, root: Path) -> None:
         )
         watch = AlignmentWatch(prior, targets, cfg.seed) if session.is_main else None
         rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
+        batch = scale.batch_images // scale.accumulate
         for step in session.steps():
-            draw = session.generator("step", step)
-            rows = torch.randint(len(train), (scale.batch_images,), generator=draw)
-            images = train.images(session.share(rows).cpu()).to(session.device)
-            noise = torch.randn(
-                scale.batch_images, shape.num_latents, shape.latent_dim, generator=draw
-            )
-            restored, codes = learner.module(images, session.share(noise))
-            reconstruction = (restored.float() - images).square().mean()
-            randomness = Draw(draw, scale.batch_images, session.share, session.gather)
-            with session.autocast():
-                alignment = objective(codes, randomness)
-            loss = reconstruction + cfg.align.weight * alignment
-            norm = learner.update(loss)
-            session.log(
-                step,
-                loss=loss,
-                reconstruction=reconstruction,
-                alignment=alignment,
-                grad_norm=norm,
-                **fake_flow.follow(codes, step, randomness),
-            )
+            for _ in session.parts():
+                draw = session.generator("step", step)
+                rows = torch.randint(len(train), (batch,), generator=draw)
+                images = train.images(session.share(rows).cpu()).to(session.device)
+                noise = torch.randn(batch, shape.num_latents, shape.latent_dim, generator=draw)
+                restored, codes = learner.module(images, session.share(noise))
+                randomness = Draw(draw, batch, session.share, session.gather)
+                judged, parts = judges(images, restored, step, randomness, last_layer)
+                with session.autocast():
+                    alignment = objective(codes, randomness)
+                loss = judged + cfg.align.weight * alignment
+                norm = learner.update(loss)
+                followed = fake_flow.follow(codes, step, randomness)
+                judges.follow(images, restored, step, randomness)
+                session.log(
+                    step, loss=loss, **parts, alignment=alignment, grad_norm=norm, **followed
+                )
             if watch is not None and (step + 1) % scale.eval_steps == 0:
                 latents = _latents(learner.averaged, held_out, rows_watched, session.device)
                 session.record("alignment", step + 1, watch(latents))
@@ -124,6 +128,7 @@ def main(cfg: Params, root: Path) -> None:
             curves = session.curves
             write_csv(root / f"metrics/curves/{STAGE}.csv", curves["train"])
             write_csv(root / "metrics/curves/alignment.csv", curves.get("alignment", []))
+            write_csv(root / "metrics/curves/gan.csv", curves.get("gan", []))
             metrics = summarise(curves, cfg.seed) | {
                 "num_latents": len(rows_watched) * shape.num_latents,
                 "seed": cfg.seed,

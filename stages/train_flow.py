@@ -36,29 +36,30 @@ def main(cfg: Params, root: Path) -> None:
     scale, config = cfg.scale.train_flow, cfg.tracked(STAGE)
     targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
     train = targets.column("train", "vectors")
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
     with Session(
         STAGE,
         config=config,
         inputs={"targets": targets.digest},
         seed=cfg.seed,
-        plan=plan,
+        plan=Plan(**scale.plan),
         root=params.state_root(root),
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             velocity = VelocityMLP(train.shape[1], scale.width, scale.depth)
         learner = session.learner("velocity", velocity, Optimizer(**scale.optimizer.model_dump()))
+        size, groups = (n // scale.accumulate for n in (scale.batch_vectors, scale.time_groups))
         for step in session.steps():
-            draw = session.generator("step", step)
-            batch = train.sample(scale.batch_vectors, draw)
-            t = stratified_times(scale.time_groups, batch, draw)
-            data, noise = (
-                session.share(group_vectors(vectors, scale.time_groups))
-                for vectors in (batch, rng.normal_like(batch, draw))
-            )
-            loss = flow_matching_loss(learner.module, data, noise, session.share(t)).mean()
-            norm = learner.update(loss)
-            session.log(step, loss=loss, grad_norm=norm)
+            for _ in session.parts():
+                draw = session.generator("step", step)
+                batch = train.sample(size, draw)
+                t = stratified_times(groups, batch, draw)
+                data, noise = (
+                    session.share(group_vectors(vectors, groups))
+                    for vectors in (batch, rng.normal_like(batch, draw))
+                )
+                loss = flow_matching_loss(learner.module, data, noise, session.share(t)).mean()
+                norm = learner.update(loss)
+                session.log(step, loss=loss, grad_norm=norm)
         if session.is_main:
             prior = FlowPrior(learner.averaged, _projection(targets.path), scale.time_groups)
             prior.to(session.device)

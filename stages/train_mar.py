@@ -47,35 +47,35 @@ def main(cfg: Params, root: Path) -> None:
         head_depth=scale.head_depth,
         dropout=scale.dropout,
     )
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
     with Session(
         STAGE,
         config=config,
         inputs={"latents": latents.digest},
         seed=cfg.seed,
-        plan=plan,
+        plan=Plan(**scale.plan),
         root=params.state_root(root),
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             mar = MAR(shape)
         learner = session.learner("mar", mar, Optimizer(**scale.optimizer.model_dump()))
         for step in session.steps():
-            draw = session.generator("step", step)
-            tokens, labels = train.draw(scale.batch_images, draw)
-            dropped = torch.rand(len(labels), generator=draw) < scale.label_dropout
-            labels = labels.masked_fill(dropped, mar.no_class)
-            batch = draw_masking(tokens, labels, scale.head_draws, draw)
-            with rng.scoped(cfg.seed, STAGE, "dropout", step):
-                loss = learner.module(
-                    session.share(batch.tokens),
-                    session.share(batch.labels),
-                    session.share(batch.orders),
-                    batch.num_masked,
-                    session.share(batch.noise, 1),
-                    session.share(batch.t, 1),
-                )
-            norm = learner.update(loss)
-            session.log(step, loss=loss, grad_norm=norm)
+            for _ in session.parts():
+                draw = session.generator("step", step)
+                tokens, labels = train.draw(scale.batch_images // scale.accumulate, draw)
+                dropped = torch.rand(len(labels), generator=draw) < scale.label_dropout
+                labels = labels.masked_fill(dropped, mar.no_class)
+                batch = draw_masking(tokens, labels, scale.head_draws, draw)
+                with session.dropout(step):
+                    loss = learner.module(
+                        session.share(batch.tokens),
+                        session.share(batch.labels),
+                        session.share(batch.orders),
+                        batch.num_masked,
+                        session.share(batch.noise, 1),
+                        session.share(batch.t, 1),
+                    )
+                norm = learner.update(loss)
+                session.log(step, loss=loss, grad_norm=norm)
         if session.is_main:
             averaged = learner.averaged
             save_trained(

@@ -129,3 +129,72 @@ def test_the_results_are_those_of_the_committed_metrics() -> None:
             if shown:
                 digits = len(shown.partition(".")[2])
                 assert f"{metrics[key]:.{digits}f}" == shown, key
+
+
+def table_under(header: str) -> dict[str, list[str]]:
+    """First cell to the other cells of each row of the table whose header line starts with the text."""
+    lines = iter(README.splitlines())
+    assert any(line.startswith(header) for line in lines), header
+    next(lines)
+    rows = (line.strip("|").split("|") for line in iter(lambda: next(lines), ""))
+    return {cells[0].strip().strip("`"): [cell.strip() for cell in cells[1:]] for cells in rows}
+
+
+def shows(value: float, cell: str) -> bool:
+    """The cell is the value, rounded as printed."""
+    return f"{value:.{len(cell.partition('.')[2])}f}" == cell
+
+
+TOY_COLUMNS = ("within_mode_std_ratio", "coverage", "recall", "nll_gap", "seconds")
+DIGITS_COLUMNS = (
+    "encode_latents.psnr_db",
+    "encode_latents.std_ratio_median",
+    "encode_latents.latent_recall",
+    "encode_latents.nll_gap_nats",
+    "encode_latents.linear_probe_accuracy",
+    "sample_eval.fd_digits",
+    "sample_eval.fd_digits_guided",
+    "sample_eval.label_agreement",
+    "sample_eval.label_agreement_guided",
+)
+
+
+def test_the_table_of_objectives_is_that_of_the_study() -> None:
+    """All ten of them, each with its committed metrics."""
+    rows = table_under("| objective | pulls by |")
+    assert set(rows) == set(params.Align.model_fields["objective"].annotation.__args__)
+    for name, (_, *cells) in rows.items():
+        metrics = json.loads((ROOT / f"metrics/toy/objectives/{name}.json").read_text())
+        assert len(cells) == len(TOY_COLUMNS)
+        for key, cell in zip(TOY_COLUMNS, cells, strict=True):
+            assert shows(metrics[key], cell), (name, key)
+
+
+def test_the_table_of_objectives_on_digits_is_that_of_its_runs() -> None:
+    table = json.loads((ROOT / "metrics/objectives.json").read_text())
+    rows = table_under("| objective | PSNR, dB |")
+    assert rows.keys() == table.keys()
+    for name, cells in rows.items():
+        for key, cell in zip(DIGITS_COLUMNS, cells, strict=True):
+            assert shows(table[name][key], cell), (name, key)
+    committed = json.loads((ROOT / "metrics/encode_latents.json").read_text())
+    assert table["flow_prior"]["encode_latents.psnr_db"] == committed["psnr_db"]
+
+
+def test_the_table_of_the_theory_is_that_of_the_study() -> None:
+    """Spearman's coefficients, closed form and trained, and the numbers of the text below it."""
+    metrics = json.loads((ROOT / "metrics/toy/theory_mixture.json").read_text())
+    rows = table_under("| | target samples | the pulled latents |")
+    losses = ("alignment", "alignment_minus_divergence", "weighted")
+    for loss, cells in zip(losses, rows.values(), strict=True):
+        for region, cell in zip(("targets", "latents", "off_target"), cells, strict=True):
+            exact, trained = re.fullmatch(r"(\S+) \((\S+)\)", cell).groups()
+            assert shows(metrics[f"spearman_{loss}_{region}_closed_form"], exact)
+            assert shows(metrics[f"spearman_{loss}_{region}_trained"], trained)
+    share = 100 * metrics["bound_above_density_share_targets_closed_form"]
+    assert f"at {share:.0f}% of target samples" in README
+    assert f"{metrics['bound_above_density_most_nats_targets_closed_form']:.1f} nats. Nor" in README
+    assert (
+        f"{metrics['irreducible_loss']:.3f} per dim, the trained one {metrics['held_out_loss']:.3f}"
+        in README
+    )

@@ -166,14 +166,14 @@ def test_an_experiment_reruns_what_its_knob_can_change(repository: Path) -> None
     assert "seed" not in changed
     assert "psnr_db" in run(["dvc", "metrics", "diff", "--all"], repository)
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 def test_sampling_knobs_rerun_sampling_alone(repository: Path) -> None:
     output = run(["dvc", "exp", "run", "-S", "guidance.scale=3.0"], repository)
     assert stages_run(output) == STAGES[6:]
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_every_variant_runs(repository: Path, knobs: list[str]) -> None:
     flow = json.loads((repository / "metrics/train_flow.json").read_text())
     assert (flow["irreducible_gap"] is not None) == ("prior.source=gaussian" in knobs)
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_every_objective_pulls(repository: Path, objective: str) -> None:
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert ("fake_loss" in rows[0]) == (objective == "dmd")
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 @pytest.mark.parametrize("objective", ["dmd", "mmd", "kl"])
@@ -245,7 +245,7 @@ def test_a_language_models_embeddings_are_a_prior(repository: Path) -> None:
     assert metrics["dim"] == 384
     assert metrics["count"] == 30522 - 3052
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 def test_ones_own_features_are_a_prior(repository: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_ones_own_features_are_a_prior(repository: Path, tmp_path: Path) -> None
     metrics = json.loads((repository / "metrics/project.json").read_text())
     assert metrics["count"] == 1800
     run(["git", "checkout", "-q", "."], repository)
-    run(["dvc", "checkout", "-q"], repository)
+    run(["dvc", "checkout", "-q", "dvc.yaml"], repository)
 
 
 def test_several_ranks_agree_with_one(repository: Path, tmp_path: Path) -> None:

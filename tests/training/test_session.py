@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -260,6 +261,72 @@ def test_bf16_autocasts_the_module_and_keeps_float32_weights(tmp_path: Path) -> 
             assert learner.module.weight.dtype == torch.float32
     finally:
         reset()
+
+
+# --- in parts ---------------------------------------------------------------------------------------
+
+
+def train_in_parts(root: Path, accumulate: int, kill: int | None = None) -> Outcome:
+    """A line on batches of 8 rows, of which each part takes its share; interrupted after a step if asked for."""
+    with open_session(root, plan=PLAN._replace(accumulate=accumulate)) as session:
+        with rng.scoped(session.seed, "init"):
+            module = nn.Linear(3, 1)
+        learner = session.learner("line", module, OPTIMIZER)
+        steps = []
+        for step in session.steps():
+            x = torch.randn(8, 3, generator=rng.generator(0, step)).chunk(accumulate)
+            for part in session.parts():
+                loss = (learner.module(x[part]) - x[part].sum(-1, keepdim=True)).square().mean()
+                norm = learner.update(loss)
+                assert (norm is None) == (part < accumulate - 1)
+                assert session.ends_step == (part == accumulate - 1)
+                session.log(step, loss=loss, grad_norm=norm)
+            steps.append(step)
+            if step == kill:
+                raise KeyboardInterrupt
+        return Outcome(
+            learner.state(), session.curves, steps, session.started_at_step, session.folder
+        )
+
+
+def test_parts_add_up_to_the_whole_batch(tmp_path: Path) -> None:
+    """Weights and curves as of one part, up to the order of sums."""
+    whole, parts = (train_in_parts(tmp_path / str(n), n) for n in (1, 4))
+    torch.testing.assert_close(parts.state["module"], whole.state["module"])
+    for one, other in zip(whole.curves["train"], parts.curves["train"], strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_a_run_in_parts_goes_on_as_one_that_was_not_interrupted(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_in_parts(tmp_path / "killed", 2, kill=7)
+    assert_same(train_in_parts(tmp_path / "killed", 2), train_in_parts(tmp_path / "whole", 2))
+
+
+def test_each_part_has_draws_of_its_own(tmp_path: Path) -> None:
+    """From the generator and from torch's global stream; the first part's are those of a run in one part."""
+    with open_session(tmp_path, plan=PLAN._replace(accumulate=3)) as session:
+        drawn = []
+        for _ in session.parts():
+            with session.dropout(0):
+                drawn += [torch.rand(1, generator=session.generator("step", 0)), torch.rand(1)]
+        assert torch.equal(torch.rand(1, generator=session.generator("step", 0)), drawn[0])
+    assert len({float(x) for x in drawn}) == 6
+
+
+def test_a_value_that_begins_later_is_a_mean_of_what_there_is(tmp_path: Path) -> None:
+    with open_session(tmp_path) as session:
+        for step in session.steps():
+            session.log(step, late=float(step) if step >= 2 else None, always=1.0)
+    assert session.curves["train"][0] == {"step": 4, "late": 2.5, "always": 1.0}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_module_trains_and_keeps_its_names(tmp_path: Path, undisturbed: Outcome) -> None:
+    """Parameters are called what they are called; the run ends near one that is not compiled."""
+    found = train(tmp_path, plan=PLAN._replace(compile=True))
+    assert found.state["module"].keys() == undisturbed.state["module"].keys()
+    torch.testing.assert_close(found.state["module"], undisturbed.state["module"])
 
 
 # --- interrupted ------------------------------------------------------------------------------------

@@ -74,12 +74,16 @@ class Plan(NamedTuple):
         log_steps: Updates between two rows of the training curve.
         checkpoint_steps: Updates between two checkpoints.
         precision: `fp32`, or `bf16` autocast.
+        accumulate: Parts of a batch whose gradients are added up before an update; see `Session.parts`.
+        compile: Whether learners' modules run through `torch.compile`.
     """
 
     num_steps: int
     log_steps: int
     checkpoint_steps: int
     precision: Literal["fp32", "bf16"]
+    accumulate: int = 1
+    compile: bool = False
 
 
 class NonFiniteError(RuntimeError):
@@ -105,27 +109,38 @@ class Learner:
         self._rates = schedule(
             inner, optimizer.schedule, session.plan.num_steps, optimizer.warmup_steps
         )
+        if session.plan.compile:
+            module.compile()  # in place: names of parameters stay what they are
         self.module = accelerator.prepare_model(module)
         self._optimizer = inner
         self._max_grad_norm = optimizer.max_grad_norm
         self._session = session
         self._name = name
+        self._held = 0
 
     @property
     def averaged(self) -> nn.Module:
         """The moving average of the module's weights."""
         return self._average.module
 
-    def update(self, loss: Tensor) -> Tensor:
+    def update(self, loss: Tensor) -> Tensor | None:
         """One step down the gradient of `loss`; returns the gradient's norm before clipping.
+
+        With `Plan.accumulate` above 1 the step is taken at every so-manieth call, along the mean of
+        the gradients; other calls return None.
 
         Raises:
             NonFiniteError: Loss or gradient is not finite; nothing was changed.
         """
-        self._optimizer.zero_grad(set_to_none=True)
+        accumulate = self._session.plan.accumulate
+        if not self._held:
+            self._optimizer.zero_grad(set_to_none=True)
         if not torch.isfinite(loss):
             raise self._session.non_finite(self._name, "loss", loss)
-        self._session.accelerator.backward(loss)
+        self._session.accelerator.backward(loss / accumulate if accumulate > 1 else loss)
+        self._held = (self._held + 1) % accumulate
+        if self._held:
+            return None
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
         if not torch.isfinite(norm):
             raise self._session.non_finite(self._name, "gradient norm", norm)
@@ -192,8 +207,9 @@ class Session:
         key = digest([stage, dict(config), dict(inputs), code_digest()])[:20]
         self.folder = root / ".ckpt" / stage / key
         self._sums: dict[str, Tensor] = {}
-        self._since_log = 0
+        self._counts: dict[str, int] = {}
         self._step = 0
+        self._part = 0
         self._learners: dict[str, Learner] = {}
         self._lock: Any = None
         self.tracker = Tracker(stage, config, root, enabled=self.is_main)
@@ -242,7 +258,16 @@ class Session:
 
     def generator(self, *tags: str | int) -> torch.Generator:
         """A generator for one purpose; equal on all ranks, so draw for the global batch and `share` it."""
-        return rng.generator(self.seed, self.stage, *tags)
+        return rng.generator(self.seed, self.stage, *tags, *self._part_tags())
+
+    def dropout(self, step: int) -> AbstractContextManager[None]:
+        """Torch's global stream for a forward pass with dropout: masks of their own for each step, part and rank."""
+        rank = self.accelerator.process_index
+        tags = self._part_tags() + (("rank", rank) if rank else ())
+        return rng.scoped(self.seed, self.stage, "dropout", step, *tags)
+
+    def _part_tags(self) -> tuple[str | int, ...]:
+        return ("part", self._part) if self._part else ()
 
     def share(self, batch: Tensor, dim: int = 0) -> Tensor:
         """This rank's part of something drawn for the global batch, on this rank's device."""
@@ -295,25 +320,45 @@ class Session:
         if self.is_main:
             write_atomic(self.folder / "finished", "")
 
-    def log(self, step: int, **values: Tensor | float) -> None:
-        """Add to the training curve; rows are means over `log_steps` updates and over ranks."""
+    def parts(self) -> Iterator[int]:
+        """Parts of a step, `plan.accumulate` of them, each with its own share of the batch and its own draws."""
+        for part in range(self.plan.accumulate):
+            self._part = part
+            yield part
+        self._part = 0
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the present part is the last of its step."""
+        return self._part == self.plan.accumulate - 1
+
+    def looks(self, step: int) -> bool:
+        """Whether a row of the training curve ends here."""
+        ends = (step + 1) % self.plan.log_steps == 0 or step + 1 == self.plan.num_steps
+        return ends and self.ends_step
+
+    def log(self, step: int, **values: Tensor | float | None) -> None:
+        """Add to the training curve; rows are means over `log_steps` updates, of those with a value, and over ranks."""
         for name, value in values.items():
+            if value is None:
+                continue
             value = torch.as_tensor(value).detach().to("cpu", torch.float64)
             self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64)) + value
-        self._since_log += 1
-        if (step + 1) % self.plan.log_steps == 0 or step + 1 == self.plan.num_steps:
-            row = {name: float(total) / self._since_log for name, total in self._sums.items()}
-            if self.accelerator.num_processes > 1:
-                stacked = torch.tensor(list(row.values()), device=self.device)
-                row = dict(zip(row, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
-            self._sums, self._since_log = {}, 0
-            self.record("train", step + 1, row)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
-            if self.is_main and self._bar.disable:
-                shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-                print(
-                    f"{self.stage}  step {step + 1}/{self.plan.num_steps}  {shown}", file=sys.stderr
-                )
+            self._counts[name] = self._counts.get(name, 0) + 1
+        if self.looks(step):
+            self._end_row(step)
+
+    def _end_row(self, step: int) -> None:
+        row = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        if self.accelerator.num_processes > 1:
+            stacked = torch.tensor(list(row.values()), device=self.device)
+            row = dict(zip(row, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
+        self._sums, self._counts = {}, {}
+        self.record("train", step + 1, row)
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in row.items()})
+        if self.is_main and self._bar.disable:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+            print(f"{self.stage}  step {step + 1}/{self.plan.num_steps}  {shown}", file=sys.stderr)
 
     def record(self, table: str, step: int, row: Mapping[str, float]) -> None:
         """Append a row to a curve of its own cadence."""
@@ -338,7 +383,7 @@ class Session:
             "learners": {name: learner.state() for name, learner in self._learners.items()},
             "curves": json.dumps(self.curves),
             "sums": self._sums,
-            "since_log": self._since_log,
+            "counts": self._counts,
         }
         scratch = self.folder / "state.pt.tmp"
         torch.save(state, scratch)
@@ -358,7 +403,7 @@ class Session:
             for name, learner in self._learners.items():
                 learner.load(state["learners"][name])
             curves = json.loads(state["curves"])
-            sums, since_log = dict(state["sums"]), int(state["since_log"])
+            sums, counts = dict(state["sums"]), dict(state["counts"])
             seconds, step = float(state["seconds"]), int(state["step"])
         except Exception as error:  # torch.load raises whatever the damaged bytes provoke
             for name, learner in self._learners.items():
@@ -374,7 +419,7 @@ class Session:
                     file=sys.stderr,
                 )
             return 0
-        self.curves, self._sums, self._since_log, self.seconds = curves, sums, since_log, seconds
+        self.curves, self._sums, self._counts, self.seconds = curves, sums, counts, seconds
         self._step = step
         if self.is_main:
             print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""What a step of each objective costs beside one of flow_prior: its value and gradient, and dmd's own fake flow.
+
+Run with `make bench`. A ratio is seconds / flow_prior's seconds, medians of interleaved rounds in one process.
+"""
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+
+from flowprior import FlowPrior, rng
+from flowprior.models.bottleneck import Codes
+from flowprior.models.projection import Projection
+from flowprior.models.velocity import VelocityMLP
+from flowprior.objectives.build import ObjectiveName, build_objective
+from flowprior.objectives.flows import DistributionMatching
+from flowprior.rng import Draw
+
+from .test_flow_prior import side_by_side
+
+SIZES = {"digits": (4, 128, 2, 64, 8), "paper": (32, 1024, 6, 4, 64)}
+"""dim, width, depth, images, tokens of an image; of the paper's batch, what a CPU can hold in a second."""
+
+FAKE_UPDATES = 5
+
+
+def step(name: ObjectiveName, size: str) -> Callable[[], None]:
+    """One evaluation with its gradient; for dmd, with the updates of its fake flow (without the optimiser)."""
+    dim, width, depth, images, tokens = SIZES[size]
+    with rng.scoped(0, "benchmark"):
+        velocity = VelocityMLP(dim, width, depth)
+    prior = FlowPrior(velocity, Projection(torch.eye(dim), 1.0, "identity", seed=0))
+    objective = build_objective(name, prior, lambda n, draw: torch.randn(n, dim, generator=draw))
+    latents = torch.randn(images, tokens, dim, generator=rng.generator(0)).requires_grad_()
+    codes = Codes(latents, latents, None)
+
+    def work() -> None:
+        loss = objective(codes, Draw(rng.generator(0, "draw"), images))
+        if loss.requires_grad:
+            loss.backward()
+        if isinstance(objective, DistributionMatching):
+            for update in range(FAKE_UPDATES):
+                draw = Draw(rng.generator(0, "fake", update), images)
+                objective.fake_loss(objective.fake, codes, draw).backward()
+
+    return work
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_cost_of_a_step(benchmark, name: ObjectiveName, size: str) -> None:
+    found = side_by_side(step(name, size), step("flow_prior", size), rounds=9)
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(step(name, size), rounds=3)
+    print(
+        f"\n{name} ({size}): {found['ratio']:.2f} x flow_prior, {1e3 * found['plain_seconds']:.1f} ms"
+    )
