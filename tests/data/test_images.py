@@ -1,7 +1,9 @@
 """Image sources: their range and shape, their split, and the words of their errors."""
 
 import io
+import os
 import tarfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from flowprior.data.images import (
     Source,
     Split,
     WebShards,
+    WrongImagesError,
     batches,
+    check_images,
     decode,
     open_images,
     split_rows,
@@ -466,6 +470,154 @@ def test_an_image_spoilt_inside_is_an_error_that_names_the_file(content: bytes) 
     """Whatever PIL raises for it."""
     with pytest.raises(ValueError, match=r"spoilt\.img cannot be decoded as an image"):
         decode(content, SIZE, "spoilt.img")
+
+
+# --- one among many ---------------------------------------------------------------------------------
+
+
+def tree_with_damage(root: Path, source: Source) -> Path:
+    """Two classes of ten images; the fourth of the first class is not one."""
+    if source == "imagefolder":
+        write_tree(root, ["ant", "bee"], 10)
+        (root / "ant" / "003.png").write_bytes(b"not an image")
+        return root
+    root.mkdir()
+    members = {}
+    for number in range(20):
+        content = b"not an image" if number == 3 else png(grey(number))
+        members[f"{number:03d}.png"] = content
+        members[f"{number:03d}.cls"] = str(number // 10).encode()
+    write_tar(root, members)
+    return root
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_damaged_image_gives_its_place_to_the_next_of_its_class(
+    tmp_path: Path, source: Source
+) -> None:
+    """The label stays right, the others are what they are, one warning tells, and the count is kept."""
+    root = tree_with_damage(tmp_path / "root", source)
+    images = open_images(source, "train", split_seed=1, size=SIZE, path=str(root), max_corrupt=0.2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        first = images.images(range(len(images)))
+        again = images.images(range(len(images)))
+    assert torch.equal(first, again)
+    values = [value_of(image) for image in first]
+    damaged = [i for i, value in enumerate(values) if values.count(value) > 1]
+    assert len(set(values)) == len(images) - 1
+    assert len(damaged) == 2
+    assert damaged[1] == damaged[0] + 1
+    assert images.labels[damaged[0]] == images.labels[damaged[1]] == 0
+    assert [int(value >= 10) for value in values] == images.labels.tolist()
+    assert len(told) == len(images.corrupt) == 1
+    assert "another image of its class takes its place" in str(told[0].message)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_more_damage_than_allowed_is_an_error_that_counts_it(
+    tmp_path: Path, source: Source
+) -> None:
+    root = tree_with_damage(tmp_path / "root", source)
+    images = open_images(source, "train", split_seed=1, size=SIZE, path=str(root), max_corrupt=0.01)
+    with pytest.raises(ValueError, match=r"1 of 16 images are damaged.*images\.max_corrupt 0\.01"):
+        images.images(range(len(images)))
+
+
+def test_a_class_without_a_whole_image_is_an_error(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", ["ant", "bee"], 3)
+    write_tree(tmp_path / "val", ["ant", "bee"], 1)
+    for file in (tmp_path / "train" / "ant").iterdir():
+        file.write_bytes(b"")
+    images = ImageFolder(tmp_path, "train", 0, SIZE, max_corrupt=0.9)
+    with (
+        pytest.warns(UserWarning, match="cannot be decoded"),
+        pytest.raises(ValueError, match="no image of class 0 can be decoded"),
+    ):
+        images.images([0])
+
+
+def test_an_image_that_went_away_counts_as_damaged(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["ant"], 10)
+    images = ImageFolder(tmp_path, "train", 0, SIZE, max_corrupt=0.5)
+    for file in sorted((tmp_path / "ant").iterdir())[:2]:
+        file.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        images.images(range(len(images)))
+    assert len(images.corrupt) in (1, 2)  # one of the two may be held out
+
+
+def test_other_images_than_an_artifact_was_made_from_are_told(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["ant", "bee"], 10)
+    images = ImageFolder(tmp_path, "train", 0, SIZE)
+    check_images(images, images.digest, Path("data/targets"), "extract_features")
+    check_images(images, None, Path("data/targets"), "extract_features")
+    grey(99).save(tmp_path / "bee" / "late.png")
+    with pytest.raises(WrongImagesError, match=r"data/targets .*--downstream extract_features"):
+        check_images(
+            ImageFolder(tmp_path, "train", 0, SIZE),
+            images.digest,
+            Path("data/targets"),
+            "extract_features",
+        )
+
+
+def test_a_class_may_be_a_link_to_a_folder(tmp_path: Path) -> None:
+    write_tree(tmp_path / "elsewhere", ["ant"], 6)
+    (tmp_path / "root").mkdir()
+    os.symlink(tmp_path / "elsewhere" / "ant", tmp_path / "root" / "ant")
+    assert len(ImageFolder(tmp_path / "root", "train", 0, SIZE)) == 5
+
+
+# --- random crops -----------------------------------------------------------------------------------
+
+
+def ramp(width: int, height: int) -> bytes:
+    """Red grows to the right, green downwards, a level a pixel."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(width)
+    pixels[..., 1] = np.arange(height)[:, None]
+    return png(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("down", "right", "red", "green"), [(0.0, 0.0, 0, 0), (0.99, 0.0, 0, 20), (0.0, 0.99, 40, 0)]
+)
+def test_a_crop_lies_where_it_is_drawn(down: float, right: float, red: int, green: int) -> None:
+    """Without zoom a 60 x 40 image, cut to 20: all of its short side is 20 pixels, so 1/2 of the levels."""
+    crop = torch.tensor([0.0, down, right, 0.0])
+    image = (decode(ramp(60, 20), 20, "x", crop) + 1) * 127.5
+    assert image[0, 0, 0] == pytest.approx(red, abs=0.6)
+    taller = (decode(ramp(20, 40), 20, "x", crop) + 1) * 127.5
+    assert taller[1, 0, 0] == pytest.approx(green, abs=0.6)
+
+
+def test_a_crop_is_between_four_fifths_and_all_of_the_short_side_and_may_be_mirrored() -> None:
+    """Seen by how far the levels of a ramp of 100 pixels reach."""
+    reach = {}
+    for zoom in (0.0, 0.5, 0.999):
+        image = (decode(ramp(100, 100), 40, "x", torch.tensor([zoom, 0.0, 0.0, 0.0])) + 1) * 127.5
+        reach[zoom] = float(image[0, 0].max() - image[0, 0].min())
+    assert reach[0.0] == pytest.approx(97, abs=2)
+    assert reach[0.999] == pytest.approx(78, abs=2)
+    assert reach[0.0] > reach[0.5] > reach[0.999]
+    plain, mirrored = (
+        decode(ramp(100, 100), 40, "x", torch.tensor([0.3, 0.2, 0.1, side])) for side in (0.4, 0.6)
+    )
+    assert torch.equal(plain.flip(-1), mirrored)
+
+
+def test_a_batch_takes_a_crop_for_each_image(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["ant"], 1)
+    (tmp_path / "ant" / "000.png").write_bytes(ramp(30, 30))
+    images = ImageFolder(tmp_path, "train", 0, SIZE)
+    crops = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.9, 0.5, 0.9, 0.9]])
+    found = images.images([0, 0], crops)
+    for image, crop in zip(found, crops, strict=True):
+        assert torch.equal(image, decode(ramp(30, 30), SIZE, "x", crop))
+    with pytest.raises(ValueError, match="not cropped"):
+        Digits("train", 0).images([0, 1], crops)
 
 
 # --- batches ----------------------------------------------------------------------------------------

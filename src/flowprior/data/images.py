@@ -6,8 +6,12 @@ shards. Images are float32 [c, h, w] in [-1, 1].
 
 import io
 import json
+import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -24,6 +28,8 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 VALIDATION_FRACTION = 0.2
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+SMALLEST_CROP = 0.8
+"""Of a random crop: share of the image's short side."""
 
 
 @runtime_checkable
@@ -34,21 +40,55 @@ class ImageSet(Protocol):
         labels: Class of every image, int64 [n].
         num_classes: Number of classes.
         digest: Fixes which images these are.
+        corrupt: Name of each image that could not be decoded so far, and why; see `open_images`.
     """
 
     labels: Tensor
     num_classes: int
     digest: str
+    corrupt: dict[str, str]
 
     def __len__(self) -> int: ...
 
-    def images(self, rows: Sequence[int] | Tensor) -> Float[Tensor, "b c h w"]:
-        """Images by index, float32 in [-1, 1]."""
+    def images(
+        self, rows: Sequence[int] | Tensor, crops: Float[Tensor, "b 4"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Images by index, float32 in [-1, 1]; with `crops` a part of each, see `decode`."""
         ...
 
 
+class WrongImagesError(ValueError):
+    """The images are not those that an input was made from; the message says how to go on."""
+
+
+def check_images(images: ImageSet, expected: str | None, artifact: Path, stage: str) -> None:
+    """Stop where an artifact was made from other images than these: DVC does not look into trees of images.
+
+    Args:
+        images: As opened now.
+        expected: Their digest by the artifact's manifest; None where it was not made from images.
+        artifact: The input.
+        stage: What makes it.
+
+    Raises:
+        WrongImagesError: The digests differ.
+    """
+    if expected is not None and images.digest != expected:
+        raise WrongImagesError(
+            f"{artifact} was made from other images than images.path holds now (the digests of the listings "
+            f"are {expected[:12]} and {images.digest[:12]}). If they were meant to change, make it again with "
+            f"`dvc repro --force --downstream {stage}`; else restore the images"
+        )
+
+
 def open_images(
-    source: Source, split: Split, *, split_seed: int, size: int, path: str | None = None
+    source: Source,
+    split: Split,
+    *,
+    split_seed: int,
+    size: int,
+    path: str | None = None,
+    max_corrupt: float = 0.0,
 ) -> ImageSet:
     """Open one split of an image source.
 
@@ -59,6 +99,8 @@ def open_images(
         size: Height and width to deliver.
         path: The tree or the folder of shards; unused for digits. A tree or a folder with
             subfolders `train` and `val` (or `validation`) is taken as already split.
+        max_corrupt: Share of a split that may turn out not to be decodable. The place of such an
+            image is taken by the next one of its class; it is warned of and kept in `corrupt`.
 
     Raises:
         ValueError: The source is unknown or empty, the path is missing, the size is not what digits
@@ -76,8 +118,8 @@ def open_images(
     if not root.is_dir():
         raise ValueError(f"images.path {path!r} is not a directory")
     if source == "imagefolder":
-        return ImageFolder(root, split, split_seed, size)
-    return WebShards(root, split, split_seed, size)
+        return ImageFolder(root, split, split_seed, size, max_corrupt)
+    return WebShards(root, split, split_seed, size, max_corrupt)
 
 
 def batches(n: int, size: int) -> Iterator[range]:
@@ -110,27 +152,112 @@ class Digits:
         self._pixels = torch.from_numpy(pixels.astype(np.float32))[rows].view(-1, 1, 8, 8) / 8 - 1
         self.labels = everything[rows]
         self.digest = digest(["digits", rows.tolist()])
+        self.corrupt: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, rows: Sequence[int] | Tensor) -> Float[Tensor, "b 1 8 8"]:
+    def images(
+        self, rows: Sequence[int] | Tensor, crops: Float[Tensor, "b 4"] | None = None
+    ) -> Float[Tensor, "b 1 8 8"]:
+        if crops is not None:
+            raise ValueError("digits fill their 8 x 8 pixels; they are not cropped")
         return self._pixels[torch.as_tensor(rows)]
 
 
-class ImageFolder:
+class EncodedImages:
+    """What trees and shards share: files by row, decoded in threads; see `open_images` for damaged ones.
+
+    Attributes:
+        labels: Class of every image, int64 [n].
+        num_classes: Number of classes.
+        digest: Fixes which images these are.
+        corrupt: Name of each image that could not be decoded so far, and why.
+    """
+
+    labels: Tensor
+    num_classes: int
+    digest: str
+
+    def __init__(self, size: int, max_corrupt: float) -> None:
+        self._size = size
+        self._max_corrupt = max_corrupt
+        self.corrupt: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(
+        self, rows: Sequence[int] | Tensor, crops: Float[Tensor, "b 4"] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """See `ImageSet.images`.
+
+        Raises:
+            ValueError: More images than allowed cannot be decoded.
+        """
+        numbers = [int(row) for row in rows]
+        parts = [None] * len(numbers) if crops is None else list(crops)
+        return torch.stack(list(_threads().map(self._image, numbers, parts)))
+
+    def _content(self, row: int) -> tuple[bytes, str]:
+        """Bytes of an image, and what to call it."""
+        raise NotImplementedError
+
+    def _image(self, row: int, crop: Tensor | None) -> Tensor:
+        found = self._decoded(row, crop)
+        if found is not None:
+            return found
+        # The next of its class, so that the label stays right and the choice depends on the row alone.
+        same = (self.labels == self.labels[row]).nonzero()[:, 0]
+        at = int(torch.searchsorted(same, row))
+        for other in torch.cat([same[at + 1 :], same[:at]]).tolist():
+            found = self._decoded(other, crop)
+            if found is not None:
+                return found
+        raise ValueError(f"no image of class {int(self.labels[row])} can be decoded")
+
+    def _decoded(self, row: int, crop: Tensor | None) -> Tensor | None:
+        name = str(row)
+        try:
+            content, name = self._content(row)
+            return decode(content, self._size, name, crop)
+        except (ValueError, OSError) as error:
+            known = name in self.corrupt
+            self.corrupt[name] = str(error)
+            if len(self.corrupt) > self._max_corrupt * len(self):
+                raise ValueError(
+                    f"{error}. {len(self.corrupt)} of {len(self)} images are damaged, more than the share "
+                    f"images.max_corrupt {self._max_corrupt:g}; mend or remove them, or raise it"
+                ) from None
+            if not known:
+                warnings.warn(f"{error}; another image of its class takes its place", stacklevel=2)
+            return None
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """As many as this rank's share of the cores."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // ranks), "images")
+
+
+class ImageFolder(EncodedImages):
     """One split of a tree `root/class/file`; classes are numbered in the order of their names."""
 
-    def __init__(self, root: Path, split: Split, split_seed: int, size: int) -> None:
+    def __init__(
+        self, root: Path, split: Split, split_seed: int, size: int, max_corrupt: float = 0.0
+    ) -> None:
+        super().__init__(size, max_corrupt)
         folder = _presplit(root, split)
         base = folder or root
-        self._size = size
-        listing = sorted(path.relative_to(base).as_posix() for path in _image_files(base))
+        sizes = _image_files(base)
+        listing = sorted(sizes)
         if not listing:
             raise ValueError(
                 f"{base} holds no images; expected {base}/<class>/<file> with one of {' '.join(EXTENSIONS)}"
             )
-        classes = _classes(root / "train" if folder else root)
+        numbering = _image_files(root / "train") if folder and split != "train" else sizes
+        classes = sorted({name.split("/")[0] for name in numbering})
         unknown = sorted({name.split("/")[0] for name in listing} - set(classes))
         if unknown:
             raise ValueError(f"{base} has the classes {unknown}, which {root / 'train'} lacks")
@@ -141,30 +268,29 @@ class ImageFolder:
             raise ValueError(
                 f"{base}: the {split} split is empty; there are only {len(labels)} images"
             )
-        self._paths = [base / listing[row] for row in rows.tolist()]
+        self._base = base
+        self._names = [listing[row] for row in rows.tolist()]
         self.labels = labels[rows]
         self.num_classes = len(classes)
-        files = [[listing[row], (base / listing[row]).stat().st_size] for row in rows.tolist()]
-        self.digest = digest(["imagefolder", size, files])
+        self.digest = digest(["imagefolder", size, [[name, sizes[name]] for name in self._names]])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def images(self, rows: Sequence[int] | Tensor) -> Float[Tensor, "b 3 h w"]:
-        paths = [self._paths[int(row)] for row in rows]
-        return torch.stack([decode(path.read_bytes(), self._size, str(path)) for path in paths])
+    def _content(self, row: int) -> tuple[bytes, str]:
+        path = self._base / self._names[row]
+        return path.read_bytes(), str(path)
 
 
-class WebShards:
+class WebShards(EncodedImages):
     """One split of webdataset shards with an image and a class (`.cls`, an integer) in each sample.
 
     The shards are indexed once, members are then read by offset; nothing in them is unpickled.
     """
 
-    def __init__(self, root: Path, split: Split, split_seed: int, size: int) -> None:
+    def __init__(
+        self, root: Path, split: Split, split_seed: int, size: int, max_corrupt: float = 0.0
+    ) -> None:
+        super().__init__(size, max_corrupt)
         folder = _presplit(root, split)
         base = folder or root
-        self._size = size
         self._samples: list[tuple[Path, int, int]] = []
         labels = []
         names = []
@@ -193,21 +319,24 @@ class WebShards:
         files = [[names[row], self._samples[i][2]] for i, row in enumerate(rows.tolist())]
         self.digest = digest(["webdataset", size, files])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def images(self, rows: Sequence[int] | Tensor) -> Float[Tensor, "b 3 h w"]:
-        out = []
-        for row in rows:
-            shard, offset, length = self._samples[int(row)]
-            with shard.open("rb") as file:
-                file.seek(offset)
-                out.append(decode(file.read(length), self._size, f"{shard} at byte {offset}"))
-        return torch.stack(out)
+    def _content(self, row: int) -> tuple[bytes, str]:
+        shard, offset, length = self._samples[row]
+        with shard.open("rb") as file:
+            file.seek(offset)
+            return file.read(length), f"{shard} at byte {offset}"
 
 
-def decode(content: bytes, size: int, name: str) -> Float[Tensor, "3 h w"]:
+def decode(
+    content: bytes, size: int, name: str, crop: Float[Tensor, "4"] | None = None
+) -> Float[Tensor, "3 h w"]:
     """Decode an image, scale its short side to `size` and crop the centre; float32 RGB in [-1, 1].
+
+    Args:
+        content: The file.
+        size: Height and width of the result.
+        name: For messages.
+        crop: Four draws from U(0, 1): for a square of `SMALLEST_CROP` or more of the short side, its
+            place down and right, and whether it is mirrored (above 1/2). None for the centre.
 
     Raises:
         ValueError: The bytes are not an image that can be read.
@@ -226,16 +355,23 @@ def decode(content: bytes, size: int, name: str) -> Float[Tensor, "3 h w"]:
     ) as error:
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
     # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
-    while min(image.size) >= 2 * size:
+    zoom, down, right, mirrored = (0.0,) * 4 if crop is None else crop.tolist()
+    side = int(size + zoom * (int(size / SMALLEST_CROP) + 1 - size))
+    while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = side / min(image.size)
     image = image.resize(
-        (max(size, round(image.width * scale)), max(size, round(image.height * scale))),
+        (max(side, round(image.width * scale)), max(side, round(image.height * scale))),
         Image.Resampling.BICUBIC,
     )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
+    if crop is None:
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+    else:
+        left = int(right * (image.width - size + 1))
+        top = int(down * (image.height - size + 1))
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous()
+    tensor = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)
+    return (tensor.flip(-1) if mirrored > 0.5 else tensor).contiguous()
 
 
 def _presplit(root: Path, split: Split) -> Path | None:
@@ -250,15 +386,19 @@ def _presplit(root: Path, split: Split) -> Path | None:
     return folders[split]
 
 
-def _classes(root: Path) -> list[str]:
-    """Names of the folders with images, sorted; their order numbers them, the same in both splits."""
-    return sorted({path.relative_to(root).parts[0] for path in _image_files(root)})
-
-
-def _image_files(root: Path) -> Iterator[Path]:
-    for path in root.glob("*/**/*"):
-        if path.suffix.lower() in EXTENSIONS and path.is_file():
-            yield path
+def _image_files(root: Path) -> dict[str, int]:
+    """Bytes of each image below a folder of the root, by its path there; one walk, since there may be a million."""
+    found = {}
+    waiting = [""]
+    while waiting:
+        above = waiting.pop()
+        with os.scandir(root / above) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append(f"{above}{entry.name}/")
+                elif above and entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                    found[above + entry.name] = entry.stat().st_size
+    return found
 
 
 def _num_classes(folder: Path) -> int:
