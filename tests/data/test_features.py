@@ -1,6 +1,8 @@
-"""Target features of digits: layout of patches, the cap on vectors, the codebook, the shuffled control."""
+"""Target features: layout of patches, which images and tokens, the codebook, the shuffled control."""
 
-from collections.abc import Sequence
+import hashlib
+import weakref
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from flowprior import rng
-from flowprior.data.features import codebook, image_features, pixel_patches, shuffle_columns
+from flowprior.data.features import (
+    codebook,
+    image_features,
+    pixel_patches,
+    shuffle_columns,
+    shuffled_pieces,
+)
 from flowprior.data.images import Digits
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
@@ -25,13 +33,14 @@ def normal(*shape: int, tag: str = "x") -> Tensor:
 
 
 class Numbered:
-    """Images [1, 2, 2] that show nothing but their number."""
+    """Images [1, 2, 2] that show nothing but their number; of one class, where no labels are given."""
 
-    num_classes = 1
     digest = "numbered"
 
-    def __init__(self, n: int) -> None:
-        self.labels = torch.zeros(n, dtype=torch.int64)
+    def __init__(self, n: int, labels: Sequence[int] | None = None) -> None:
+        self.labels = torch.zeros(n, dtype=torch.int64) if labels is None else torch.tensor(labels)
+        self.num_classes = 1 + int(self.labels.max())
+        self.corrupt: dict[str, str] = {}
         self.asked: list[int] = []
 
     def __len__(self) -> int:
@@ -95,21 +104,19 @@ def test_a_digit_has_nine_overlapping_patches_of_sixteen_pixels() -> None:
 @example(n=40, max_vectors=39, batch=7)
 @given(n=st.integers(1, 40), max_vectors=st.integers(1, 300), batch=st.integers(1, 50))
 def test_features_are_capped_and_evenly_spread(n: int, max_vectors: int, batch: int) -> None:
-    """Never more than the cap, never a vector twice, equally many of every image, evenly spaced images."""
+    """Never more than the cap, never a vector twice, equally many of every image."""
     found = features_of(n, max_vectors, batch)
     assert found.dtype == torch.float32
     assert len(found) <= max_vectors
     assert len(found.unique(dim=0)) == len(found)
     numbers, counts = found[:, 0].long().unique(return_counts=True)
     assert len(set(counts.tolist())) == 1
-    assert torch.equal(found[:, 0], found[:, 0].sort().values)
     if max_vectors >= n:
+        assert torch.equal(found[:, 0], found[:, 0].sort().values)
         assert len(numbers) == n
         assert counts[0] == min(TOKENS, max_vectors // n)
     else:
         assert len(found) == max_vectors
-        gaps = numbers.diff()
-        assert set(gaps.tolist()) <= {n // max_vectors, -(-n // max_vectors)}
 
 
 def test_below_the_cap_every_token_of_every_image_comes_in_order() -> None:
@@ -145,6 +152,124 @@ def test_images_are_read_in_batches_and_without_gradient() -> None:
     )
     assert not any(piece.requires_grad for piece in pieces)
     assert images.asked == [8, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("max_vectors", "sha256"),
+    [
+        (4_000, "db4781eac10d3d3b24dcc24aa6a3af7e535f13561179fa16f236338bdf2df3ab"),
+        (100_000, "3fb3aaa2a22e2200455e91e432223758c1ea90ecb7234343b51d064d7dca945b"),
+    ],
+    ids=["smoke", "digits"],
+)
+def test_the_patches_of_digits_are_those_of_the_committed_runs(
+    max_vectors: int, sha256: str
+) -> None:
+    """Golden: bytes of commit 19f6cf9, before images were chosen by class; with tokens drawn and without."""
+    pieces = image_features(
+        Digits("train", 0), pixel_patches, batch_images=512, max_vectors=max_vectors, seed=0
+    )
+    assert hashlib.sha256(torch.cat(list(pieces)).numpy().tobytes()).hexdigest() == sha256
+
+
+def chosen(labels: list[int], count: int, seed: int = 0) -> list[int]:
+    """Which images are taken where there may be `count`, in the order in which they come."""
+    pieces = image_features(
+        Numbered(len(labels), labels),
+        lambda images: numbered_tokens(images)[:, :1],
+        batch_images=5,
+        max_vectors=10_000,
+        max_images=count,
+        seed=seed,
+    )
+    return torch.cat(list(pieces))[:, 0].long().tolist()
+
+
+@PROPERTY
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    count=st.integers(1, 60),
+    seed=st.integers(0, 100),
+)
+def test_fewer_images_come_evenly_from_the_classes(
+    labels: list[int], count: int, seed: int
+) -> None:
+    """No class is ahead of another by more than one image, unless the other has no more; all along the way."""
+    found = chosen(labels, count, seed)
+    assert len(found) == len(set(found)) == min(count, len(labels))
+    if count >= len(labels):
+        assert found == list(range(len(labels)))
+        return
+    size = np.bincount(labels)
+    for stop in range(1, len(found) + 1):
+        taken = np.bincount([labels[i] for i in found[:stop]], minlength=len(size))
+        assert (taken >= np.minimum(size, taken.max() - 1)).all()
+
+
+def test_the_choice_of_images_is_drawn_from_the_seed() -> None:
+    """Neither the first images of a class nor its first class are preferred."""
+    labels = [i // 50 for i in range(200)]
+    assert chosen(labels, 41, seed=3) == chosen(labels, 41, seed=3)
+    draws = [chosen(labels, 41, seed) for seed in range(200)]
+    within = [i % 50 for draw in draws for i in draw]
+    assert np.mean(within) == pytest.approx(24.5, abs=4 * (50 / 12**0.5) / len(within) ** 0.5)
+    last = np.bincount([labels[draw[-1]] for draw in draws], minlength=4)
+    assert stats.chisquare(last).pvalue > 1e-3
+
+
+def test_the_smaller_cap_counts() -> None:
+    """Of images, or of vectors where there may be fewer than images."""
+    for max_vectors, max_images, expected in [(100, 3, 3), (2, 3, 2), (100, 300, 20)]:
+        pieces = image_features(
+            Numbered(20),
+            lambda images: numbered_tokens(images)[:, :1],
+            batch_images=8,
+            max_vectors=max_vectors,
+            max_images=max_images,
+            seed=0,
+        )
+        assert len(torch.cat(list(pieces))) == expected
+
+
+@pytest.mark.parametrize("max_images", [None, 37])
+@pytest.mark.parametrize("n", [40, 400])
+def test_no_more_is_held_than_a_batch(n: int, max_images: int | None) -> None:
+    """Whatever the number of images: nothing is read before it is asked for, nothing kept after."""
+    images = Numbered(n)
+    alive: list[weakref.ref[Tensor]] = []
+
+    def extract(batch: Tensor) -> Tensor:
+        assert not any(reference() is not None for reference in alive)
+        tokens = numbered_tokens(batch)
+        alive.extend([weakref.ref(batch), weakref.ref(tokens)])
+        return tokens
+
+    pieces = image_features(
+        images, extract, batch_images=4, max_vectors=3 * n, max_images=max_images, seed=0
+    )
+    assert images.asked == []
+    read = 0
+    for piece in pieces:
+        del piece
+        read += 1
+        assert len(images.asked) == read
+    assert read == -(-(max_images or n) // 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tokens_of_a_device_come_to_the_cpu() -> None:
+    """The same as from the CPU."""
+    pieces = image_features(
+        Numbered(11),
+        lambda x: numbered_tokens(x.to("cuda")),
+        batch_images=4,
+        max_vectors=33,
+        seed=0,
+    )
+    found = torch.cat(list(pieces))
+    assert found.device.type == "cpu"
+    assert torch.equal(found, features_of(11, 33, batch=4))
 
 
 def test_half_precision_features_come_as_float32() -> None:
@@ -253,3 +378,64 @@ def test_shuffling_depends_on_the_seed_alone() -> None:
     torch.rand(3)
     assert torch.equal(shuffle_columns(vectors, 0), first)
     assert not torch.equal(shuffle_columns(vectors, 1), first)
+
+
+def stream(vectors: Tensor, size: int) -> Iterator[Tensor]:
+    """Vectors in pieces of that many rows."""
+    yield from vectors.split(size)
+
+
+@PROPERTY
+@given(n=st.integers(1, 30), size=st.integers(1, 40), slack=st.integers(0, 10))
+def test_few_rows_are_shuffled_in_pieces_as_at_once(n: int, size: int, slack: int) -> None:
+    """To the bit, however the pieces are cut; so for digits."""
+    vectors = normal(n, 3)
+    found = list(shuffled_pieces(stream(vectors, size), 5, buffer=n + slack))
+    assert torch.equal(torch.cat(found), shuffle_columns(vectors, 5))
+
+
+@PROPERTY
+@given(n=st.integers(1, 90), size=st.integers(1, 40), buffer=st.integers(1, 20))
+def test_many_rows_are_shuffled_in_stretches(n: int, size: int, buffer: int) -> None:
+    """Of at most `buffer` rows and no fewer than half as many: each has its own rows, column by column."""
+    vectors = normal(n, 3)
+    start = 0
+    for piece in shuffled_pieces(stream(vectors, size), 0, buffer):
+        stretch = vectors[start : start + len(piece)]
+        assert torch.equal(piece.sort(0).values, stretch.sort(0).values)
+        assert min(n, buffer / 2) <= len(piece) <= buffer
+        start += len(piece)
+    assert start == n
+
+
+def test_the_pieces_do_not_matter_and_every_stretch_has_an_order_of_its_own() -> None:
+    """Equal rows at equal places of two stretches come out in different orders."""
+    vectors = normal(50, 2).repeat(4, 1)
+    first = torch.cat(list(shuffled_pieces(stream(vectors, 7), 0, buffer=50)))
+    assert torch.equal(first, torch.cat(list(shuffled_pieces(stream(vectors, 200), 0, buffer=50))))
+    for other in range(50, 200, 50):
+        assert not torch.equal(first[other : other + 50], first[:50])
+
+
+def test_shuffled_pieces_of_nothing_are_none() -> None:
+    """And a buffer without rows is an error."""
+    assert list(shuffled_pieces([], 0)) == []
+    with pytest.raises(ValueError, match="at least 1 row, found 0"):
+        list(shuffled_pieces([normal(2, 2)], 0, buffer=0))
+
+
+def test_shuffling_in_pieces_reads_no_further_than_twice_the_buffer() -> None:
+    """A stream of millions of rows need not fit into memory."""
+    asked = 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal asked
+        for _ in range(100):
+            asked += 1
+            yield normal(10, 2)
+
+    pieces = shuffled_pieces(counted(), 0, buffer=40)
+    assert asked == 0
+    for done in range(1, 10):
+        next(pieces)
+        assert asked == 4 + 4 * done

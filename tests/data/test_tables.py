@@ -1,16 +1,22 @@
 """Tables of vectors: formats, the fixed split of their rows, and what is refused."""
 
+import argparse
+import hashlib
 import json
 import os
 import pickle
+import shutil
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants, errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -21,9 +27,11 @@ from flowprior.data import tables
 from flowprior.data.tables import (
     BUNDLED_TEXT_MODEL,
     BUNDLED_TEXT_SHA256,
+    CODEBOOK_KEY,
     EMBEDDING_KEYS,
     HELD_OUT,
     Table,
+    codebook_table,
     embedding_table,
     file_table,
     held_out_rows,
@@ -368,6 +376,363 @@ def test_a_bundled_model_with_another_hash_is_refused(
     found = file_digest(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"sha256 {found}, expected {BUNDLED_TEXT_SHA256}"):
         embedding_table(None)
+
+
+# --- language models on the hub ---------------------------------------------------------------------
+
+MODEL = "Qwen/Qwen2.5-0.5B"
+COMMIT = "060db6499f32faf8b98477b0a26969ef7d8b9987"
+
+
+def fill_cache(cache: Path, repository: str, folder: Path, commit: str, ref: str = "main") -> None:
+    """Lay out what `hf download` leaves of a folder: blobs named after their content, links, a ref."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = home / "snapshots" / commit
+    for part in (home / "blobs", home / "refs", snapshot):
+        part.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        blob = home / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    (home / "refs" / ref).write_text(commit)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """Which files, at which revision, the hub was asked for."""
+    calls = []
+    real = huggingface_hub.hf_hub_download
+
+    def download(repository: str, name: str, *, revision: str | None) -> str:
+        calls.append((name, revision))
+        return str(real(repository, name, revision=revision))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return calls
+
+
+def transformers_folder(folder: Path, sharded: bool) -> Path:
+    """A model as `save_pretrained` leaves it: the embeddings with the rest, or in the second of two shards."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    if sharded:
+        first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+        save_file({"model.norm.weight": torch.ones(3)}, folder / first)
+        save_file({KEY: MATRIX}, folder / second)
+        shard(folder, {"model.norm.weight": first, KEY: second})
+    else:
+        weights = {KEY: MATRIX, "model.norm.weight": torch.ones(3)}
+        save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "two shards"])
+def test_the_embeddings_of_a_model_on_the_hub_are_read_from_its_cache(
+    tmp_path: Path, cache: Path, sharded: bool
+) -> None:
+    """With the commit that `main` is at, and the hash of the file they are in."""
+    folder = transformers_folder(tmp_path / "model", sharded)
+    fill_cache(cache, MODEL, folder, COMMIT)
+    table = embedding_table(None, MODEL)
+    assert torch.equal(rows(table), MATRIX)
+    home = "model-00002-of-00002.safetensors" if sharded else "model.safetensors"
+    assert table.facts == {
+        "model": MODEL,
+        "revision": COMMIT,
+        "key": KEY,
+        "sha256": file_digest(folder / home),
+    }
+
+
+def test_of_a_sharded_model_only_the_shard_with_the_embeddings_is_fetched(
+    tmp_path: Path, cache: Path, asked: list[tuple[str, str | None]]
+) -> None:
+    """All at the commit of the config, so that a push in between cannot mix two versions."""
+    folder = transformers_folder(tmp_path / "model", sharded=True)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    fill_cache(cache, MODEL, folder, COMMIT)
+    assert torch.equal(rows(embedding_table(None, MODEL)), MATRIX)
+    assert asked == [
+        ("config.json", None),
+        ("model.safetensors", COMMIT),
+        ("model.safetensors.index.json", COMMIT),
+        ("model-00002-of-00002.safetensors", COMMIT),
+    ]
+
+
+@pytest.mark.parametrize("revision", ["v1", COMMIT])
+def test_a_revision_is_a_name_or_a_commit(tmp_path: Path, cache: Path, revision: str) -> None:
+    """Another version at `main` is left alone; the facts have the commit either way."""
+    for number, (commit, ref) in enumerate([(COMMIT, "v1"), ("f" * 40, "main")]):
+        folder = transformers_folder(tmp_path / ref, sharded=False)
+        save_file({KEY: MATRIX + number}, folder / "model.safetensors")
+        fill_cache(cache, MODEL, folder, commit, ref)
+    table = embedding_table(None, MODEL, revision)
+    assert table.facts["revision"] == COMMIT
+    assert torch.equal(rows(table), MATRIX)
+
+
+@pytest.mark.parametrize("kept", [[], ["config.json"]], ids=["nothing cached", "config cached"])
+def test_without_network_the_message_says_how_to_bring_the_model(
+    tmp_path: Path, cache: Path, kept: list[str]
+) -> None:
+    """The command to run elsewhere, and the parameter to set here."""
+    folder = transformers_folder(tmp_path / "model", sharded=False)
+    for file in list(folder.iterdir()):
+        if file.name not in kept:
+            file.unlink()
+    if kept:
+        fill_cache(cache, MODEL, folder, COMMIT)
+    with pytest.raises(
+        RuntimeError, match=rf"cannot be had .*`hf download {MODEL} .*prior\.path.*\$HF_HOME"
+    ):
+        embedding_table(None, MODEL)
+
+
+ANSWER: Any = SimpleNamespace(headers={}, request=None)
+"""Of the hub; the library that it comes from differs between versions of huggingface_hub."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (errors.RepositoryNotFoundError("", response=ANSWER), ValueError, "hub has no model"),
+        (
+            errors.RevisionNotFoundError("", response=ANSWER),
+            ValueError,
+            "has no revision 'v1'",
+        ),
+        (errors.RemoteEntryNotFoundError("", response=ANSWER), ValueError, "holds no config"),
+        (errors.GatedRepoError("", response=ANSWER), RuntimeError, "gated: .*hf auth login"),
+        (errors.HfHubHTTPError("503.", response=ANSWER), RuntimeError, "from the hub: 503"),
+        (TimeoutError("too slow."), RuntimeError, "from the hub: too slow"),
+        (OSError(""), RuntimeError, "from the hub: OSError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_hub_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], message: str
+) -> None:
+    """A wrong name is the user's; the rest may pass."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(kind, match=message):
+        embedding_table(None, MODEL, "v1")
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("name", ["a/b/c", "/folder", "owner/..", ""])
+def test_what_is_no_name_on_the_hub_is_an_error(name: str) -> None:
+    """It says what a name looks like."""
+    with pytest.raises(ValueError, match=r"no name of a model on the hub \(owner/model\)"):
+        embedding_table(None, name)
+
+
+def test_a_model_without_safetensors_on_the_hub_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A pickled checkpoint is not even asked for."""
+
+    def only_config(repository: str, name: str, *, revision: str | None) -> str:
+        if name != "config.json":
+            raise errors.RemoteEntryNotFoundError("", response=ANSWER)
+        return str(tmp_path / COMMIT / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", only_config)
+    with pytest.raises(ValueError, match=rf"{MODEL} on the hub holds no model\.safetensors or "):
+        embedding_table(None, MODEL)
+
+
+def test_damaged_weights_of_the_hub_are_an_error(tmp_path: Path, cache: Path) -> None:
+    """As in a folder: cut off, or without embeddings."""
+    folder = transformers_folder(tmp_path / "model", sharded=False)
+    save_file({"a": MATRIX}, folder / "model.safetensors")
+    fill_cache(cache, MODEL, folder, COMMIT)
+    with pytest.raises(ValueError, match=rf"{MODEL} has no input embeddings under a known name"):
+        embedding_table(None, MODEL)
+    os.truncate((cache / f"models--Qwen--Qwen2.5-0.5B/snapshots/{COMMIT}/model.safetensors"), 50)
+    with pytest.raises(ValueError, match=r"is not a safetensors file"):
+        embedding_table(None, MODEL)
+
+
+def test_a_folder_and_a_model_exclude_one_another(tmp_path: Path) -> None:
+    """And a revision belongs to a model."""
+    with pytest.raises(ValueError, match=rf"folder '{tmp_path}' or the model '{MODEL}' .*not both"):
+        embedding_table(str(tmp_path), MODEL)
+    for path in (None, str(tmp_path)):
+        with pytest.raises(ValueError, match="revision, here 'v1', belongs to a model on the hub"):
+            embedding_table(path, None, "v1")
+
+
+# --- codebooks --------------------------------------------------------------------------------------
+
+
+def checkpoint(path: Path, content: object, **options: Any) -> str:
+    """Write a file with torch.save and return its name."""
+    torch.save(content, path, **options)
+    return str(path)
+
+
+@pytest.mark.parametrize("place", ["", "model", "ema", "state_dict"])
+def test_a_codebook_is_found_in_a_checkpoint_of_llamagen(tmp_path: Path, place: str) -> None:
+    """Under the names that its scripts know, or at the top; as stored, not brought to length 1."""
+    weights = {"encoder.weight": torch.zeros(2), CODEBOOK_KEY: MATRIX}
+    path = checkpoint(tmp_path / "vq.pt", {place: weights, "steps": 3} if place else weights)
+    table = codebook_table(path)
+    assert (table.rows, table.dim) == (50, 3)
+    assert torch.equal(rows(table), MATRIX)
+    assert torch.equal(table.read(7, 9), MATRIX[7:9])
+    assert table.facts == {
+        "file": "vq.pt",
+        "key": f"{place}/{CODEBOOK_KEY}" if place else CODEBOOK_KEY,
+        "shape": "50 x 3, LlamaGen's is 16384 x 8",
+        "sha256": file_digest(Path(path)),
+    }
+
+
+def test_the_averaged_codebook_is_preferred(tmp_path: Path) -> None:
+    """Whatever the order in the file."""
+    for number, order in enumerate([("model", "ema"), ("ema", "model")]):
+        sign = {"model": -1, "ema": 1}
+        content = {place: {CODEBOOK_KEY: sign[place] * MATRIX} for place in order}
+        table = codebook_table(checkpoint(tmp_path / f"{number}.pt", content))
+        assert torch.equal(rows(table), MATRIX)
+
+
+def test_a_codebook_of_the_published_size_is_read(tmp_path: Path) -> None:
+    """16384 x 8, in half precision, as float32; the facts show the size."""
+    codes = torch.randn(16_384, 8, generator=rng.generator(0, "codes")).half()
+    table = codebook_table(checkpoint(tmp_path / "vq.pt", {"model": {CODEBOOK_KEY: codes}}))
+    assert rows(table).dtype == torch.float32
+    assert torch.equal(rows(table), codes.float())
+    assert table.facts["shape"].startswith("16384 x 8,")
+
+
+def test_what_a_trainer_of_llamagen_stores_beside_the_weights_does_not_matter(
+    tmp_path: Path,
+) -> None:
+    """Optimiser, steps, and arguments in a Namespace, which holds values and no code."""
+    content = {
+        "model": {CODEBOOK_KEY: torch.nn.Parameter(MATRIX)},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "steps": 100,
+        "args": argparse.Namespace(codebook_size=50, vq_model="VQ-16"),
+    }
+    found = rows(codebook_table(checkpoint(tmp_path / "vq.pt", content)))
+    assert torch.equal(found, MATRIX)
+    assert not found.requires_grad
+
+
+def test_a_codebook_outlives_its_file(tmp_path: Path) -> None:
+    """It is a copy and not a map of the file."""
+    path = checkpoint(tmp_path / "vq.pt", {"model": {CODEBOOK_KEY: MATRIX}})
+    table = codebook_table(path)
+    os.truncate(path, 0)
+    assert torch.equal(rows(table), MATRIX)
+
+
+def test_a_codebook_is_read_from_safetensors(tmp_path: Path) -> None:
+    """As the hub has LlamaGen's tokenizers; without that tensor it is an error."""
+    path = tmp_path / "model.safetensors"
+    save_file({CODEBOOK_KEY: MATRIX, "quantize.codebook_used": torch.zeros(9)}, path)
+    table = codebook_table(str(path))
+    assert torch.equal(rows(table), MATRIX)
+    assert table.facts["key"] == CODEBOOK_KEY
+    assert table.facts["sha256"] == file_digest(path)
+    save_file({"quantize.weight": MATRIX}, path)
+    with pytest.raises(ValueError, match=rf"has no tensor {CODEBOOK_KEY}"):
+        codebook_table(str(path))
+
+
+@pytest.mark.parametrize("wrapped", ["torch.save", "torch.save beside the codebook", "pickle"])
+def test_code_in_a_checkpoint_is_never_executed(tmp_path: Path, wrapped: str) -> None:
+    """An error that names the file, and the bomb does not go off."""
+    marker = tmp_path / "executed"
+    path = tmp_path / "vq.pt"
+    if wrapped == "pickle":
+        path.write_bytes(pickle.dumps({"model": Bomb(marker)}))
+    else:
+        beside = {CODEBOOK_KEY: MATRIX} if "beside" in wrapped else {}
+        torch.save({"model": beside, "args": Bomb(marker)}, path)
+    refusal = "is not a checkpoint that" if wrapped == "pickle" else "holds more than tensors"
+    with pytest.raises(ValueError, match=rf"vq\.pt {refusal}"):
+        codebook_table(str(path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_an_error(tmp_path: Path, share: float) -> None:
+    """Wherever it was cut off."""
+    path = checkpoint(tmp_path / "vq.pt", {"model": {CODEBOOK_KEY: torch.zeros(2000, 8)}})
+    os.truncate(path, int(share * Path(path).stat().st_size))
+    with pytest.raises(ValueError, match=r"vq\.pt is not a checkpoint that torch\.save wrote"):
+        codebook_table(path)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", bytes(4096)])
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """A pointer of git-lfs, for instance."""
+    (tmp_path / "vq.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vq\.pt is not a checkpoint that torch\.save wrote"):
+        codebook_table(str(tmp_path / "vq.pt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"model": {"encoder.weight": MATRIX}, "steps": 1}, "found model, steps"),
+        ({"other": {CODEBOOK_KEY: MATRIX}}, "found other"),
+        ({"model": MATRIX}, "found model"),
+        ({}, "found dict"),
+        ([MATRIX], "found list"),
+        (MATRIX, "found Tensor"),
+    ],
+    ids=["another network", "another key", "no dict below", "empty", "list", "tensor"],
+)
+def test_a_checkpoint_without_a_codebook_is_an_error(
+    tmp_path: Path, content: object, found: str
+) -> None:
+    """It says where it was looked for and what there is."""
+    path = checkpoint(tmp_path / "vq.pt", content)
+    with pytest.raises(ValueError, match=rf"has no {CODEBOOK_KEY}, .*ema, model.*; {found}"):
+        codebook_table(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (torch.zeros(3), r"torch\.float32 \[3\]"),
+        (torch.zeros(3, 2, dtype=torch.int64), r"torch\.int64 \[3, 2\]"),
+        ([1.0], "list"),
+    ],
+)
+def test_a_codebook_that_is_no_matrix_is_an_error(
+    tmp_path: Path, value: object, found: str
+) -> None:
+    """It says what was found."""
+    path = checkpoint(tmp_path / "vq.pt", {"model": {CODEBOOK_KEY: value}})
+    with pytest.raises(ValueError, match=rf"must be a matrix \[n, D\] of floats, found .*{found}"):
+        codebook_table(path)
+
+
+def test_a_codebook_file_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    """And so is a folder; it names the parameter and the file to bring."""
+    for path in (tmp_path, tmp_path / "gone.pt"):
+        with pytest.raises(ValueError, match=r"prior\.path .* is not a file; .*vq_ds16_c2i\.pt"):
+            codebook_table(str(path))
 
 
 # --- the split --------------------------------------------------------------------------------------
