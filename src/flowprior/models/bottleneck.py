@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Bottleneck = Literal["plain", "kl"]
-BOTTLENECKS: tuple[Bottleneck, ...] = ("plain", "kl")
+Bottleneck = Literal["plain", "kl", "softvq"]
+BOTTLENECKS: tuple[Bottleneck, ...] = ("plain", "kl", "softvq")
 
 
 class Codes(NamedTuple):
@@ -17,11 +17,15 @@ class Codes(NamedTuple):
         latents: What the decoder gets, [b, n, d].
         mean: Posterior mean where there is a posterior, else the latents.
         log_variance: Posterior log-variance [b, n, d], or None.
+        logits: Of softvq alone: cosine of each token with the codes of its codebook, [c, r, k]: c
+            codebooks with the r = b n/c tokens that are theirs, image by image. Its gradient reaches
+            the tokens only.
     """
 
     latents: Tensor
     mean: Tensor
     log_variance: Tensor | None
+    logits: Tensor | None = None
 
 
 class PlainBottleneck(nn.Module):
@@ -53,8 +57,3 @@ class KLBottleneck(nn.Module):
         log_variance = log_variance.clamp(-30, 20)
         latents = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
         return Codes(latents, mean, log_variance)
-
-
-def build_bottleneck(kind: Bottleneck, width: int, dim: int) -> nn.Module:
-    """The bottleneck of the given kind, from `width` to `dim` channels."""
-    return KLBottleneck(width, dim) if kind == "kl" else PlainBottleneck(width, dim)
