@@ -190,8 +190,27 @@ def test_principal_components_keep_more_variance_than_any_other_operator() -> No
 # --- errors -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("dim", [0, -1, 9])
+def test_a_random_projection_also_goes_up() -> None:
+    """The second reading of the paper's 8-dim codebook: targets of rank 8 in more dims, of unit spread all the same."""
+    features = torch.randn(4000, 8, generator=rng.generator(0, "up"))
+    moments = Moments(8)
+    moments.update(features)
+    projection = Projection.fit(moments, 32, "random", 0)
+    targets = projection(features)
+    assert targets.shape == (4000, 32)
+    assert torch.linalg.matrix_rank(targets) == 8
+    assert float(targets.var(0).mean()) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "dim"),
+    [
+        (operator, dim)
+        for operator in OPERATORS
+        for dim in (0, -1, 9)
+        if (operator, dim) != ("random", 9)
+    ],
+)
 def test_a_dim_outside_the_features_is_an_error(operator: Operator, dim: int) -> None:
     """The message names both numbers and the range."""
     with pytest.raises(ValueError, match=f"cannot project 8 channels to {dim}\\b.*\\b1 .* 8"):

@@ -28,11 +28,13 @@ class Trained(NamedTuple):
         config: Sizes and whatever else the model is built from.
         weights: Its state.
         digest: Fixes every byte.
+        inputs: Digests of what it was trained on.
     """
 
     config: dict[str, Any]
     weights: dict[str, torch.Tensor]
     digest: str
+    inputs: dict[str, str]
 
     def into(self, module: Module, where: Path) -> Module:
         """Load the weights into a module built from the config, ready to use: in eval mode and frozen.
@@ -69,4 +71,5 @@ def load_trained(path: Path, kind: str, made_by: str) -> Trained:
     """
     artifact = open_artifact(path, kind, made_by)
     config = read_json(path / "config.json")
-    return Trained(config, load_tensors(path / f"{kind}.safetensors"), artifact.digest)
+    weights = load_tensors(path / f"{kind}.safetensors")
+    return Trained(config, weights, artifact.digest, artifact.manifest["provenance"]["inputs"])

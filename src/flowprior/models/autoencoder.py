@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowprior.models.bottleneck import Bottleneck, Codes, build_bottleneck
+from flowprior.models.bottleneck import Bottleneck, Codes, KLBottleneck, PlainBottleneck
+from flowprior.models.softvq import Codebooks, SoftVQBottleneck
 
 
 class Shape(NamedTuple):
@@ -22,6 +24,7 @@ class Shape(NamedTuple):
         width: Of both transformers.
         depth: Blocks of each.
         num_heads: Attention heads.
+        layer_scale: What the factor on each residual branch starts from; None for no such factors.
     """
 
     image_size: int
@@ -32,6 +35,7 @@ class Shape(NamedTuple):
     width: int
     depth: int
     num_heads: int
+    layer_scale: float | None = None
 
 
 def patchify(images: Float[Tensor, "b c H W"], size: int) -> Float[Tensor, "b p f"]:
@@ -54,6 +58,9 @@ def unpatchify(
 class LatentEncoder(nn.Module):
     """Patches and learned latent tokens through one transformer; the latent tokens come out.
 
+    Images in [-1, 1] go in as they are, also where the transformer was trained on ImageNet's mean and
+    standard deviation: so the authors' code does.
+
     Args:
         vit: A timm vision transformer with a class token.
         num_latents: Latent tokens n.
@@ -62,6 +69,7 @@ class LatentEncoder(nn.Module):
     def __init__(self, vit: VisionTransformer, num_latents: int) -> None:
         super().__init__()
         self.vit = vit
+        self.gradient_checkpointing = False
         self.num_latents = num_latents
         self.latent_tokens = nn.Parameter(torch.randn(1, num_latents, vit.embed_dim) * 0.02)
         self.latent_positions = nn.Parameter(torch.empty(1, num_latents, vit.embed_dim))
@@ -72,7 +80,9 @@ class LatentEncoder(nn.Module):
         patches = vit.patch_embed(images)
         image_tokens = torch.cat([vit.cls_token.expand(b, -1, -1), patches], 1) + vit.pos_embed
         latents = (self.latent_tokens + self.latent_positions).expand(b, -1, -1)
-        tokens = vit.blocks(torch.cat([image_tokens, latents], dim=1))
+        tokens = _through(
+            vit.blocks, torch.cat([image_tokens, latents], dim=1), self.gradient_checkpointing
+        )
         out: Tensor = vit.norm(tokens[:, -self.num_latents :])
         return out
 
@@ -92,6 +102,7 @@ class LatentDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.vit = vit
+        self.gradient_checkpointing = False
         self.num_patches = vit.patch_embed.num_patches
         vit.patch_embed = nn.Identity()
         self.input = nn.Linear(latent_dim, vit.embed_dim)
@@ -104,9 +115,8 @@ class LatentDecoder(nn.Module):
         vit, b = self.vit, len(latents)
         masks = self.mask_token.expand(b, self.num_patches, -1)
         image_tokens = torch.cat([vit.cls_token.expand(b, -1, -1), masks], 1) + vit.pos_embed
-        tokens = vit.blocks(
-            torch.cat([image_tokens, self.input(latents) + self.latent_positions], dim=1)
-        )
+        tokens = torch.cat([image_tokens, self.input(latents) + self.latent_positions], dim=1)
+        tokens = _through(vit.blocks, tokens, self.gradient_checkpointing)
         out: Tensor = self.output(vit.norm(tokens[:, 1 : 1 + self.num_patches]))
         return out
 
@@ -137,6 +147,11 @@ class Autoencoder(nn.Module):
         self.patch_size = patch_size
         self.channels = channels
 
+    def checkpoint_gradients(self, on: bool = True) -> "Autoencoder":
+        """Keep only what goes into each block for the backward pass and compute the rest again, a third more work."""
+        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
+        return self
+
     def encode(
         self, images: Float[Tensor, "b c H W"], noise: Float[Tensor, "b n d"] | None = None
     ) -> Codes:
@@ -155,11 +170,45 @@ class Autoencoder(nn.Module):
         return self.decode(codes.latents), codes
 
 
-def build_autoencoder(shape: Shape, bottleneck: Bottleneck) -> Autoencoder:
-    """An autoencoder from scratch; reads torch's global stream for its initialisation.
+def _through(blocks: nn.Sequential, tokens: Tensor, checkpointed: bool) -> Tensor:
+    again = checkpointed and torch.is_grad_enabled()
+    out: Tensor = checkpoint_seq(blocks, tokens, use_reentrant=False) if again else blocks(tokens)
+    return out
+
+
+def build_bottleneck(
+    kind: Bottleneck, shape: Shape, codebooks: Codebooks | None = None
+) -> nn.Module:
+    """The bottleneck of the given kind, from the transformer's width to the latents' channels.
+
+    Args:
+        kind: Which.
+        shape: Sizes.
+        codebooks: Of softvq; the others have none.
 
     Raises:
-        ValueError: The patch size does not divide the image.
+        ValueError: softvq without codebooks, or with ones that do not go with the tokens.
+    """
+    if kind != "softvq":
+        linear = KLBottleneck if kind == "kl" else PlainBottleneck
+        return linear(shape.width, shape.latent_dim)
+    if codebooks is None:
+        raise ValueError("the bottleneck softvq needs codebooks")
+    return SoftVQBottleneck(shape.width, shape.latent_dim, shape.num_latents, *codebooks)
+
+
+def build_autoencoder(
+    shape: Shape, bottleneck: Bottleneck, codebooks: Codebooks | None = None
+) -> Autoencoder:
+    """An autoencoder from scratch; reads torch's global stream for its initialisation.
+
+    Args:
+        shape: Sizes.
+        bottleneck: Between its transformers.
+        codebooks: Of the bottleneck softvq.
+
+    Raises:
+        ValueError: The patch size does not divide the image, or see `build_bottleneck`.
     """
     if shape.image_size % shape.patch_size:
         raise ValueError(
@@ -175,12 +224,13 @@ def build_autoencoder(shape: Shape, bottleneck: Bottleneck) -> Autoencoder:
             embed_dim=shape.width,
             depth=shape.depth,
             num_heads=shape.num_heads,
+            init_values=shape.layer_scale,
         )
         for _ in range(2)
     )
     return Autoencoder(
         LatentEncoder(encoder, shape.num_latents),
-        build_bottleneck(bottleneck, shape.width, shape.latent_dim),
+        build_bottleneck(bottleneck, shape, codebooks),
         LatentDecoder(
             decoder,
             shape.num_latents,
@@ -194,4 +244,9 @@ def build_autoencoder(shape: Shape, bottleneck: Bottleneck) -> Autoencoder:
 
 def autoencoder_from(config: dict[str, Any]) -> Autoencoder:
     """An autoencoder of the sizes that a trained one's config gives; its weights are still to be loaded."""
-    return build_autoencoder(Shape(**config["shape"]), config["bottleneck"])
+    codebooks = config.get("codebooks")
+    return build_autoencoder(
+        Shape(**config["shape"]),
+        config["bottleneck"],
+        None if codebooks is None else Codebooks(**codebooks),
+    )

@@ -66,19 +66,21 @@ class Projection(nn.Module):
             moments: Mean and covariance of the features, which fix the scale and the principal
                 components.
             dim: Channels d of the targets.
-            operator: `random`: entries N(0, 1/D); `avg_pool`: means of neighbouring channels;
-                `pca`: the leading principal components. Where D = d every operator is the identity.
+            operator: `random`: entries N(0, 1/D), also up to d > D (targets of rank D); `avg_pool`:
+                means of neighbouring channels; `pca`: the leading principal components. Where D = d
+                every operator is the identity.
             seed: Seeds `random`.
 
         Raises:
-            ValueError: d > D, an unknown operator, or features that do not vary.
+            ValueError: d > D and not `random`, an unknown operator, or features that do not vary.
         """
         features_dim = moments.dim
         if operator not in OPERATORS:
             raise ValueError(f"unknown operator {operator!r}; use one of {', '.join(OPERATORS)}")
-        if not 1 <= dim <= features_dim:
+        if dim < 1 or (dim > features_dim and operator != "random"):
             raise ValueError(
-                f"cannot project {features_dim} channels to {dim}; take a dim from 1 to {features_dim}"
+                f"cannot project {features_dim} channels to {dim} by {operator}; take a dim from 1 to "
+                f"{features_dim}, or the operator random, which also goes up"
             )
         covariance = moments.covariance
         name: str = operator
