@@ -19,6 +19,7 @@ class Sampler:
 
     Attributes:
         inputs: Digests of the two artifacts.
+        images: Digests of the images that the autoencoder was trained on (`images`) and looked at (`held_out_images`).
         num_classes: Labels are 0 .. num_classes - 1.
         num_tokens: Tokens of an image; no more iterations than these.
 
@@ -36,6 +37,9 @@ class Sampler:
         mar = load_trained(where[1], "mar", "the stage `train_mar`")
         shape = MARShape(**mar.config["shape"])
         self.inputs = {"autoencoder": autoencoder.digest, "mar": mar.digest}
+        self.images = {
+            name: value for name, value in autoencoder.inputs.items() if name.endswith("images")
+        }
         self.num_classes = shape.num_classes
         self.num_tokens = shape.num_tokens
         self._device = device

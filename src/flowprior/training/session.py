@@ -256,18 +256,21 @@ class Session:
         context: AbstractContextManager[None] = self.accelerator.autocast()
         return context
 
-    def generator(self, *tags: str | int) -> torch.Generator:
-        """A generator for one purpose; equal on all ranks, so draw for the global batch and `share` it."""
-        return rng.generator(self.seed, self.stage, *tags, *self._part_tags())
+    def generator(self, *tags: str | int, part: int | None = None) -> torch.Generator:
+        """A generator for one purpose; equal on all ranks, so draw for the global batch and `share` it.
+
+        Args:
+            tags: The purpose.
+            part: Of a step; None for the present one.
+        """
+        part = self._part if part is None else part
+        return rng.generator(self.seed, self.stage, *tags, *_part_tags(part))
 
     def dropout(self, step: int) -> AbstractContextManager[None]:
         """Torch's global stream for a forward pass with dropout: masks of their own for each step, part and rank."""
         rank = self.accelerator.process_index
-        tags = self._part_tags() + (("rank", rank) if rank else ())
+        tags = _part_tags(self._part) + (("rank", rank) if rank else ())
         return rng.scoped(self.seed, self.stage, "dropout", step, *tags)
-
-    def _part_tags(self) -> tuple[str | int, ...]:
-        return ("part", self._part) if self._part else ()
 
     def share(self, batch: Tensor, dim: int = 0) -> Tensor:
         """This rank's part of something drawn for the global batch, on this rank's device."""
@@ -326,6 +329,11 @@ class Session:
             self._part = part
             yield part
         self._part = 0
+
+    @property
+    def part(self) -> int:
+        """The present part of a step."""
+        return self._part
 
     @property
     def ends_step(self) -> bool:
@@ -424,6 +432,10 @@ class Session:
         if self.is_main:
             print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)
         return step
+
+
+def _part_tags(part: int) -> tuple[str | int, ...]:
+    return ("part", part) if part else ()
 
 
 def code_digest() -> str:
