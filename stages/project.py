@@ -91,11 +91,11 @@ def _some_rows(column: Column, seed: int) -> Tensor:
 
 
 def _irreducible_loss(kind: str, projection: Projection) -> float | None:
-    """Of a perfect flow, known for N(0, I) features: (pi / 2) mean(s), s the targets' principal stds."""
+    """Of a perfect flow, known for N(0, I) features: (pi / 2) mean(s), s the targets' d principal stds."""
     if kind != "gaussian":
         return None
     matrix = projection.matrix.double() * projection.scale
-    return float(torch.pi / 2 * torch.linalg.svdvals(matrix).mean())
+    return float(torch.pi / 2 * torch.linalg.svdvals(matrix).sum() / projection.out_dim)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Writes  data/samples/                       samples.npz and samples_guided.npz, 
 import params
 from params import Params
 
-params.check(__name__)
+params.check(__name__, every_rank=True)
 
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -26,12 +27,12 @@ from tqdm import tqdm
 from evaluator import open_evaluator
 from figures import sample_figure, save_figure
 from flowprior import rng
-from flowprior.data.images import open_images
+from flowprior.data.images import check_images, open_images
 from flowprior.io import atomic_dir, provenance, write_json, write_manifest
 from flowprior.metrics.npz import NpzImages, write_npz
 from flowprior.metrics.reconstruction import to_uint8
 from flowprior.sampling import Sampler
-from flowprior.training.device import start_accelerator
+from flowprior.training.device import in_turn, start_accelerator
 from flowprior.training.tracking import Tracker
 
 STAGE = "sample_eval"
@@ -43,28 +44,36 @@ def main(cfg: Params, root: Path) -> None:
     started = time.perf_counter()
     scale, config = cfg.scale.sample_eval, cfg.tracked(STAGE)
     state = params.state_root(root)
-    tracker = Tracker(STAGE, config, state)
+    accelerator = start_accelerator()
+    tracker = Tracker(STAGE, config, state, enabled=accelerator.is_main_process)
     tracker.start()
-    device = start_accelerator().device
-    sampler = Sampler(root / "data", device)
+    sampler = Sampler(root / "data", accelerator.device, scale.precision)
     train, held_out = (
         open_images(split=split, **cfg.image_source) for split in ("train", "validation")
     )
+    for images, name in ((train, "images"), (held_out, "held_out_images")):
+        check_images(images, sampler.images[name], root / "data/autoencoder", "train_ae")
     labels = torch.arange(scale.num_samples) % train.num_classes
+    scales = {"": 1.0, "_guided": cfg.guidance.scale}
+    if not accelerator.is_main_process:
+        for guidance_scale in scales.values():
+            for _ in draw(accelerator, sampler, labels, cfg, guidance_scale):
+                pass
+        return
     evaluator = open_evaluator(
         cfg,
         train,
         held_out,
         scale.batch_images,
         state / ".ckpt/evaluation",
-        device,
+        accelerator.device,
         reference=cfg.evaluation.reference,
     )
     metrics: dict[str, object] = {}
     with atomic_dir(root / "data/samples") as out:
-        for suffix, guidance_scale in (("", 1.0), ("_guided", cfg.guidance.scale)):
+        for suffix, guidance_scale in scales.items():
             clock = time.perf_counter()
-            pieces = draw(sampler, labels, cfg, guidance_scale)
+            pieces = draw(accelerator, sampler, labels, cfg, guidance_scale)
             write_npz(out / f"samples{suffix}.npz", pieces, labels)
             rate = "guided_samples_per_second" if suffix else "samples_per_second"
             metrics[rate] = len(labels) / (time.perf_counter() - clock)
@@ -94,21 +103,38 @@ def main(cfg: Params, root: Path) -> None:
     tracker.finish(metrics, [root / "metrics/figures/samples.png"])
 
 
-def draw(sampler: Sampler, labels: Tensor, cfg: Params, guidance_scale: float) -> Iterator[Tensor]:
-    """Images in bytes, a batch at a time; equal seeds draw equal noise at every guidance scale."""
+def draw(
+    accelerator: Accelerator,
+    sampler: Sampler,
+    labels: Tensor,
+    cfg: Params,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
+    """Images in bytes, a batch at a time; equal seeds draw equal noise at every guidance scale.
+
+    The ranks draw batches in turn, the first has them.
+    """
     scale = cfg.scale.sample_eval
     parts = labels.split(scale.batch_images)
-    for index, part in enumerate(tqdm(parts, desc=f"{STAGE} {guidance_scale:g}", disable=None)):
-        yield sampler(
-            part,
+
+    def work(index: int) -> Tensor:
+        return sampler(
+            parts[index],
             rng.generator(cfg.seed, STAGE, index),
             num_iterations=scale.num_iterations,
             head_steps=scale.head_steps,
+            final_head_steps=scale.final_head_steps,
             solver=scale.solver,
+            churn=scale.churn,
             guidance_scale=guidance_scale,
             guidance_schedule=cfg.guidance.schedule,
+            guidance_interval=(cfg.guidance.low, cfg.guidance.high),
             temperature=scale.temperature,
-        )
+        ).cpu()
+
+    pieces = in_turn(accelerator, len(parts), work)
+    hidden = None if accelerator.is_main_process else True
+    yield from tqdm(pieces, desc=f"{STAGE} {guidance_scale:g}", total=len(parts), disable=hidden)
 
 
 def _shown(labels: Tensor) -> Tensor:

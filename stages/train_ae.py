@@ -21,19 +21,26 @@ from torch import Tensor
 
 from figures import alignment_figure, save_figure
 from flowprior import rng
-from flowprior.data.images import SPLITS, ImageSet, batches, open_images
+from flowprior.data.encoders import patch_tokens, trained_transformer
+from flowprior.data.images import SPLITS, ImageSet, batches, check_images, open_images
+from flowprior.data.pretrained import DIGITS_DIR, load_digits_network
 from flowprior.data.shards import ShardReader
 from flowprior.data.trained import save_trained
-from flowprior.io import provenance, write_csv, write_json
+from flowprior.io import file_digest, provenance, write_csv, write_json
 from flowprior.metrics.correlation import correlations
 from flowprior.metrics.neighbours import NeighbourIndex
 from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
+from flowprior.models.representation import RepresentationHead
+from flowprior.models.softvq import Codebooks
 from flowprior.objectives.build import build_objective
 from flowprior.prior import FlowPrior
 from flowprior.rng import Draw
+from flowprior.training.ahead import Ahead
+from flowprior.training.device import start_accelerator
 from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.image_losses import AdversarialTerm, ImageLosses, PerceptualTerm
 from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.softvq_terms import SoftVQTerms, Teacher, Trainee
 
 STAGE = "train_ae"
 NEIGHBOURS = (1, 5, 10)
@@ -47,6 +54,9 @@ def main(cfg: Params, root: Path) -> None:
     targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
     prior = FlowPrior.load(root / "data/flow_prior")
     train, held_out = (open_images(split=split, **cfg.image_source) for split in SPLITS)
+    for images, split in ((train, "train"), (held_out, "validation")):
+        made_from = targets.manifest["source"].get(f"{split}_images")
+        check_images(images, made_from, root / "data/targets", "extract_features")
     shape = Shape(
         image_size=cfg.scale.images.size,
         channels=train.images([0]).shape[1],
@@ -56,12 +66,19 @@ def main(cfg: Params, root: Path) -> None:
         width=scale.width,
         depth=scale.depth,
         num_heads=scale.num_heads,
+        layer_scale=scale.layer_scale,
     )
+    teacher = open_teacher(cfg, start_accelerator(scale.precision).device)
+    encoder = None
+    if scale.encoder is not None:
+        encoder = trained_transformer(scale.encoder, shape.image_size, shape.patch_size)
     inputs = {
         "images": train.digest,
         "held_out_images": held_out.digest,
         "targets": targets.digest,
         "flow_prior": prior.digest,
+        **({} if encoder is None else {"encoder": encoder.digest}),
+        **({} if teacher is None else {"teacher": teacher.digest}),
     }
     with Session(
         STAGE,
@@ -72,11 +89,15 @@ def main(cfg: Params, root: Path) -> None:
         root=params.state_root(root),
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
-            autoencoder = build_autoencoder(shape, cfg.autoencoder.bottleneck)
+            trainee = build_trainee(cfg, shape, teacher)
+        autoencoder = trainee.autoencoder
+        if encoder is not None:
+            encoder.into(autoencoder.encoder.vit)
+        autoencoder.checkpoint_gradients(scale.gradient_checkpointing)
         last_layer = autoencoder.decoder.output.weight
-        learner = session.learner(
-            "autoencoder", autoencoder, Optimizer(**scale.optimizer.model_dump())
-        )
+        optimizer = Optimizer(**scale.optimizer.model_dump(), undecayed=trainee.undecayed)
+        learner = session.learner("autoencoder", trainee, optimizer)
+        softvq = SoftVQTerms(scale.softvq.entropy_weight, scale.softvq.representation_weight)
         judges = ImageLosses(
             session,
             PerceptualTerm(**scale.perceptual.model_dump()),
@@ -96,33 +117,56 @@ def main(cfg: Params, root: Path) -> None:
         watch = AlignmentWatch(prior, targets, cfg.seed) if session.is_main else None
         rows_watched = _some_rows(len(held_out), scale.eval_latents // scale.num_latents, cfg.seed)
         batch = scale.batch_images // scale.accumulate
+        cropped = scale.augment == "crop_flip"
+
+        def load(draw: torch.Generator) -> Tensor:
+            """This rank's images of a batch."""
+            rows = torch.randint(len(train), (batch,), generator=draw)
+            crops = session.share(torch.rand(batch, 4, generator=draw)).cpu() if cropped else None
+            return train.images(session.share(rows).cpu(), crops)
+
+        ahead = Ahead(session, load)
         for step in session.steps():
             for _ in session.parts():
-                draw = session.generator("step", step)
-                rows = torch.randint(len(train), (batch,), generator=draw)
-                images = train.images(session.share(rows).cpu()).to(session.device)
+                images, draw = ahead(step)
+                images = images.to(session.device)
                 noise = torch.randn(batch, shape.num_latents, shape.latent_dim, generator=draw)
-                restored, codes = learner.module(images, session.share(noise))
+                features = None if teacher is None else teacher.features(images)
+                restored, codes, disagreement = learner.module(
+                    images, session.share(noise), features
+                )
                 randomness = Draw(draw, batch, session.share, session.gather)
                 judged, parts = judges(images, restored, step, randomness, last_layer)
                 with session.autocast():
                     alignment = objective(codes, randomness)
-                loss = judged + cfg.align.weight * alignment
+                extra, of_softvq = softvq(codes, disagreement, randomness)
+                loss = judged + cfg.align.weight * alignment + extra
                 norm = learner.update(loss)
                 followed = fake_flow.follow(codes, step, randomness)
                 judges.follow(images, restored, step, randomness)
                 session.log(
-                    step, loss=loss, **parts, alignment=alignment, grad_norm=norm, **followed
+                    step,
+                    loss=loss,
+                    **parts,
+                    alignment=alignment,
+                    grad_norm=norm,
+                    **followed,
+                    **of_softvq,
                 )
             if watch is not None and (step + 1) % scale.eval_steps == 0:
-                latents = _latents(learner.averaged, held_out, rows_watched, session.device)
+                averaged = learner.averaged.autoencoder
+                latents = _latents(averaged, held_out, rows_watched, session.device)
                 session.record("alignment", step + 1, watch(latents))
         if session.is_main:
             save_trained(
                 root / "data/autoencoder",
                 "autoencoder",
-                learner.averaged,
-                {"shape": shape._asdict(), "bottleneck": cfg.autoencoder.bottleneck},
+                learner.averaged.autoencoder,
+                {
+                    "shape": shape._asdict(),
+                    "bottleneck": cfg.autoencoder.bottleneck,
+                    "codebooks": _codebooks(cfg)._asdict(),
+                },
                 provenance(config, inputs, "torch", "timm"),
             )
             curves = session.curves
@@ -139,6 +183,41 @@ def main(cfg: Params, root: Path) -> None:
             figure = root / "metrics/figures/alignment.png"
             save_figure(_figure(curves.get("alignment", []), metrics), figure)
             session.tracker.finish(metrics, [figure])
+
+
+def build_trainee(cfg: Params, shape: Shape, teacher: Teacher | None) -> Trainee:
+    """The autoencoder, and the head that predicts the teacher's features; reads torch's global stream."""
+    autoencoder = build_autoencoder(shape, cfg.autoencoder.bottleneck, _codebooks(cfg))
+    if teacher is None:
+        return Trainee(autoencoder, None)
+    width = cfg.scale.train_ae.softvq.representation_width
+    return Trainee(autoencoder, RepresentationHead(shape.latent_dim, width, teacher.dim))
+
+
+def _codebooks(cfg: Params) -> Codebooks:
+    softvq = cfg.scale.train_ae.softvq
+    return Codebooks(softvq.num_codebooks, softvq.num_codes, softvq.temperature)
+
+
+def open_teacher(cfg: Params, device: torch.device) -> Teacher | None:
+    """The network whose features SoftVQ's latents should predict; None where they should not."""
+    softvq = cfg.scale.train_ae.softvq
+    if cfg.autoencoder.bottleneck != "softvq" or not softvq.representation_weight:
+        return None
+    if cfg.on_digits:
+        network = load_digits_network("semantic").to(device)
+        return Teacher(
+            network.features, network.width, file_digest(DIGITS_DIR / "semantic.safetensors")
+        )
+    with rng.scoped(cfg.seed, STAGE, "teacher"):
+        encoder = patch_tokens(
+            softvq.representation_model,
+            size=cfg.scale.images.size,
+            patch_size=cfg.scale.train_ae.patch_size,
+            device=device,
+            pretrained=softvq.representation_pretrained,
+        )
+    return Teacher(lambda images: encoder(images).to(device), encoder.dim, encoder.facts["sha256"])
 
 
 class AlignmentWatch:

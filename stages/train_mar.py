@@ -57,14 +57,16 @@ def main(cfg: Params, root: Path) -> None:
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             mar = MAR(shape)
-        learner = session.learner("mar", mar, Optimizer(**scale.optimizer.model_dump()))
+        optimizer = Optimizer(**scale.optimizer.model_dump(), undecayed=mar.undecayed(scale.decay))
+        learner = session.learner("mar", mar, optimizer)
+        ratio = scale.mask_ratio_low, scale.mask_ratio_std
         for step in session.steps():
             for _ in session.parts():
                 draw = session.generator("step", step)
                 tokens, labels = train.draw(scale.batch_images // scale.accumulate, draw)
                 dropped = torch.rand(len(labels), generator=draw) < scale.label_dropout
                 labels = labels.masked_fill(dropped, mar.no_class)
-                batch = draw_masking(tokens, labels, scale.head_draws, draw)
+                batch = draw_masking(tokens, labels, scale.head_draws, draw, *ratio)
                 with session.dropout(step):
                     loss = learner.module(
                         session.share(batch.tokens),
@@ -91,9 +93,10 @@ def main(cfg: Params, root: Path) -> None:
             )
             write_csv(root / f"metrics/curves/{STAGE}.csv", session.curves["train"])
             held_out = LabelledLatents(latents, "validation")
+            held_out_loss = evaluate(averaged.eval(), held_out, ratio, cfg.seed, session.device)
             metrics = {
                 "loss": session.curves["train"][-1]["loss"],
-                "held_out_loss": evaluate(averaged.eval(), held_out, cfg.seed, session.device),
+                "held_out_loss": held_out_loss,
                 "num_held_out": len(held_out.labels),
                 "seed": cfg.seed,
                 "seconds": session.seconds,
@@ -125,13 +128,20 @@ class LabelledLatents:
 
 
 @torch.no_grad()
-def evaluate(mar: nn.Module, held_out: LabelledLatents, seed: int, device: torch.device) -> float:
+def evaluate(
+    mar: nn.Module,
+    held_out: LabelledLatents,
+    ratio: tuple[float, float],
+    seed: int,
+    device: torch.device,
+) -> float:
     """The training loss on held-out latents, without dropout, averaged over a few maskings."""
     some = torch.arange(min(len(held_out.labels), EVAL_IMAGES))
     tokens, labels = held_out.rows(some, torch.zeros_like(some)), held_out.labels[some]
     losses = []
     for index in range(EVAL_MASKINGS):
-        batch = draw_masking(tokens, labels, 1, rng.generator(seed, STAGE, "eval", index))
+        draw = rng.generator(seed, STAGE, "eval", index)
+        batch = draw_masking(tokens, labels, 1, draw, *ratio)
         on_device = (x.to(device) if isinstance(x, Tensor) else x for x in batch)
         losses.append(float(mar(*on_device)))
     return sum(losses) / len(losses)

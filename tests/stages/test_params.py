@@ -46,12 +46,16 @@ BAD = [
     ("seed", True, ["seed", "True"]),
     ("preset", "digts", ["preset", "'digts'", "'digits'"]),
     ("images.source", "digit", ["images.source", "'digit'", "'digits'"]),
-    ("images.source", "imagefolder", ["images.path"]),
-    ("images.path", "somewhere", ["images.path", "null"]),
+    ("images.path", "somewhere", ["images.path", "digits", "imagefolder"]),
     ("images.split_sed", 0, ["images.split_sed", "'split_seed'"]),
+    ("images.max_corrupt", 1.0, ["images.max_corrupt", "1.0"]),
+    ("images.max_corrupt", -0.1, ["images.max_corrupt", "-0.1"]),
     ("prior.source", "semantics", ["prior.source", "'semantic'"]),
     ("prior.source", "file", ["prior.path", ".npy"]),
     ("prior.path", "x.npy", ["prior.path", "semantic"]),
+    ("prior.model", "vit_tiny", ["prior.model", "no effect", "digits"]),
+    ("prior.revision", "main", ["prior.revision", "no effect"]),
+    ("prior.modle", None, ["prior.modle", "'model'"]),
     ("project.operator", "PCA", ["project.operator", "pca"]),
     ("project.dim", 4, ["project.dim", "unknown"]),
     ("autoencoder.bottleneck", "vae", ["autoencoder.bottleneck", "plain"]),
@@ -66,12 +70,13 @@ BAD = [
     ("align", [1], ["align"]),
     ("guidance.scale", 0.5, ["guidance.scale", "0.5"]),
     ("guidance.schedule", "cosine", ["guidance.schedule", "linear"]),
+    ("guidance.low", 1.0, ["guidance.low", "1.0"]),
+    ("guidance.high", 0.0, ["guidance.high", "0.0"]),
     ("evaluation.extractor", "inceptoin", ["evaluation.extractor", "auto", "none"]),
     ("evaluation.extractor", None, ["evaluation.extractor", "None"]),
     ("evaluation.weights", "w.pth", ["evaluation.weights", "no effect", "digits"]),
     ("evaluation.reference", "x.npz", ["evaluation.reference", "no effect", "digits"]),
     ("evaluation.referens", None, ["evaluation.referens", "'reference'"]),
-    ("presets.digits.images.size", 16, ["presets.digits.images.size", "8 x 8"]),
     ("presets.digits.extract_features.batch_images", 0, ["batch_images"]),
     ("presets.digits.project.dim", 0, ["presets.digits.project.dim"]),
     ("presets.digits.train_flow.width", "wide", ["train_flow.width", "'wide'"]),
@@ -81,13 +86,36 @@ BAD = [
     ("presets.digits.train_ae.patch_size", 3, ["patch_size", "divide"]),
     ("presets.digits.train_ae.num_heads", 5, ["num_heads", "divide"]),
     ("presets.digits.train_ae.precision", "fp16", ["precision", "bf16"]),
+    ("presets.digits.train_ae.encoder", "vit_tiny", ["layer_scale", "0.1"]),
+    ("presets.digits.train_ae.augment", "crop_flip", ["train_ae.augment", "none with digits"]),
+    ("presets.digits.train_ae.augment", "crop", ["train_ae.augment", "crop_flip"]),
+    ("presets.digits.train_ae.layer_scale", 0.0, ["layer_scale", "0.0"]),
+    ("presets.digits.train_ae.gradient_checkpointing", 1, ["gradient_checkpointing", "1"]),
+    ("presets.digits.train_ae.perceptual.weight", 1.0, ["perceptual.weight", "must be 0"]),
+    ("presets.digits.train_ae.adversarial.weight", 0.2, ["adversarial.weight", "must be 0"]),
+    ("presets.digits.train_ae.softvq.num_codes", 1, ["softvq.num_codes", "1"]),
+    ("presets.digits.train_ae.softvq.temperature", 0, ["softvq.temperature", "0"]),
+    ("presets.digits.train_ae.softvq.codebooks", 4, ["softvq.codebooks", "'num_codebooks'"]),
+    ("presets.digits.train_ae.accumulate", 3, ["accumulate", "divide", "batch_images"]),
+    ("presets.imagenet.train_ae.layer_scale", None, ["layer_scale", "0.1"]),
+    ("presets.imagenet.train_ae.adversarial.start_step", 10**6, ["start_step", "below steps"]),
     ("presets.digits.train_ae.log_steps", 10**6, ["log_steps"]),
     ("presets.digits.encode_latents.flip", 1, ["flip"]),
     ("presets.digits.train_mar.dropout", 1.0, ["dropout"]),
     ("presets.digits.train_mar.label_dropout", 0.0, ["guidance.scale", "label_dropout"]),
     ("presets.digits.train_mar.num_heads", 7, ["num_heads"]),
+    ("presets.digits.train_mar.mask_ratio_low", 1.1, ["mask_ratio_low", "1.1"]),
+    ("presets.digits.train_mar.mask_ratio_std", 0.0, ["mask_ratio_std", "0.0"]),
+    ("presets.digits.train_mar.decay", "all", ["decay", "authors", "matrices"]),
+    ("presets.digits.train_mar.optimizer.beta2", 1.0, ["beta2", "1.0"]),
+    ("presets.digits.train_mar.compile", "yes", ["compile", "'yes'"]),
+    ("presets.digits.train_flow.steps", 0, ["train_flow.steps", "0"]),
+    ("presets.digits.train_flow.accumulate", 5, ["accumulate", "divide", "time_groups"]),
     ("presets.digits.sample_eval.num_iterations", 9, ["num_iterations", "num_latents"]),
     ("presets.digits.sample_eval.solver", "rk4", ["solver", "heun"]),
+    ("presets.digits.sample_eval.final_head_steps", 21, ["final_head_steps", "head_steps (20)"]),
+    ("presets.smoke.sample_eval.churn", 0.5, ["churn", "euler", "heun"]),
+    ("presets.digits.sample_eval.temperature", 0.0, ["temperature", "0.0"]),
     ("presets.smoke.train_mar.width", 0, ["presets.smoke.train_mar.width"]),
     ("presets.imagenet.train_mar.widht", 1, ["widht", "'width'"]),
     ("presets.digits.trian_ae", {}, ["trian_ae", "'train_ae'"]),
@@ -125,15 +153,55 @@ def test_every_preset_for_digits_can_be_chosen(preset: str) -> None:
     assert params.parse(changed("preset", preset)).preset == preset
 
 
-def test_the_imagenet_preset_asks_for_ones_own_images() -> None:
-    with pytest.raises(params.ParamsError, match="your own images"):
-        params.parse(changed("preset", "imagenet"))
+def test_the_imagenet_preset_alone_is_an_experiment() -> None:
+    """`-S preset=imagenet` and nothing else: images from data/images, features of DINOv2."""
+    cfg = params.parse(changed("preset", "imagenet"))
+    assert cfg.scale.train_mar.width == 768
+    assert not cfg.on_digits
+    assert cfg.image_source["source"] == "imagefolder"
+    assert cfg.image_source["path"].endswith("/data/images")
+    assert cfg.image_source["size"] == 256
+
+
+def test_a_path_of_images_is_the_repositorys_also_in_a_temporary_copy(monkeypatch) -> None:
     tree = changed("preset", "imagenet")
-    tree["images"] |= {"source": "imagefolder", "path": "images"}
-    with pytest.raises(params.ParamsError, match=r"prior\.source: semantic is made of digits"):
+    monkeypatch.setenv("DVC_ROOT", "/repository")
+    assert params.parse(tree).image_source["path"] == "/repository/data/images"
+    tree["images"]["path"] = "/elsewhere"
+    assert params.parse(tree).image_source["path"] == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"images.source": "digits"}, ["images.size", "8 x 8", "your own images"]),
+        ({"prior.source": "discrete"}, ["prior.path", "checkpoint", "LlamaGen"]),
+        ({"prior.source": "gaussian", "prior.path": "x"}, ["prior.path", "no effect"]),
+        ({"prior.source": "gaussian", "prior.model": "x"}, ["prior.model", "no effect"]),
+        ({"prior.model": "x", "prior.path": "y"}, ["prior.path and prior.model"]),
+        ({"prior.path": "y", "prior.revision": "main"}, ["prior.revision", "hub"]),
+        ({"guidance.low": 0.6, "guidance.high": 0.5}, ["guidance.low (0.6)", "guidance.high"]),
+        (
+            {
+                "autoencoder.bottleneck": "softvq",
+                "presets.imagenet.train_ae.softvq.num_codebooks": 5,
+            },
+            ["num_codebooks (5)", "num_latents (64)"],
+        ),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_one_another_are_told(settings: dict, said: list[str]) -> None:
+    tree = changed("preset", "imagenet")
+    for key, value in settings.items():
+        *above, last = key.split(".")
+        node = tree
+        for part in above:
+            node = node[part]
+        node[last] = value
+    with pytest.raises(params.ParamsError) as error:
         params.parse(tree)
-    tree["prior"]["source"] = "textual"
-    assert params.parse(tree).scale.train_mar.width == 768
+    assert all(part in str(error.value) for part in said), error.value
 
 
 @pytest.mark.parametrize("key", ["weights", "reference"])
@@ -157,6 +225,36 @@ def test_how_figures_are_come_by_does_not_shape_the_data() -> None:
     for stage in ("encode_latents", "sample_eval"):
         assert before.shaping(stage) == after.shaping(stage)
         assert before.tracked(stage) != after.tracked(stage)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wrong"),
+    [(1, []), (8, []), (3, ["train_flow", "train_ae", "train_mar"]), (1024, ["train_ae"])],
+)
+def test_batches_that_ranks_cannot_share_are_told_at_the_start(ranks: int, wrong: list) -> None:
+    """All of them, by any stage: at the paper's sizes the last would find out after days."""
+    cfg = params.parse(changed("preset", "imagenet"))
+    if not wrong:
+        cfg.check_ranks(ranks)
+        return
+    with pytest.raises(params.ParamsError) as error:
+        cfg.check_ranks(ranks)
+    lines = str(error.value).splitlines()
+    assert [line.split(".")[2] for line in lines] == wrong
+    assert all(f"by {ranks} ranks" in line for line in lines)
+
+
+def test_a_launch_that_does_not_go_with_the_batches_stops_the_first_stage(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "stages/extract_features.py")],
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "WORLD_SIZE": "7"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "train_mar.batch_images: 256 in 1 part cannot be shared by 7 ranks" in done.stderr
 
 
 def test_sections_of_the_file_equal_the_classes() -> None:
