@@ -1,4 +1,4 @@
-"""The command `python -m flowprior sample`: a picture from finished artifacts, without evaluation."""
+"""The commands of `python -m flowprior`: a picture from finished artifacts; sending what MLflow did not get."""
 
 import argparse
 import math
@@ -43,11 +43,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.add_argument(
         "--steps", type=_number(int, 1), default=50, help="steps of the head's ODE for each token"
     )
+    command.set_defaults(run=sample, fail=command.error)
+    command = commands.add_parser("sync", help="send to MLflow what stages could not send")
+    command.add_argument(
+        "--root", type=Path, default=Path(), help="the repository whose .ckpt/tracking it is in"
+    )
+    command.set_defaults(run=sync, fail=command.error)
     options = parser.parse_args(arguments)
     try:
-        sample(options)
+        options.run(options)
     except (ValueError, OSError) as error:
-        command.error(str(error))
+        options.fail(str(error))
+
+
+def sync(options: argparse.Namespace) -> None:
+    """Send what is kept and say how much it was.
+
+    Raises:
+        ValueError: The store does not take it.
+    """
+    from flowprior.training.tracking import KEPT, send_kept
+
+    root: Path = options.root.resolve()
+    try:
+        count = send_kept(root)
+    except Exception as error:  # of MLflow, its database or its server
+        raise ValueError(
+            f"MLflow does not take what is in {root / KEPT}, where it stays: {type(error).__name__}: {error}"
+        ) from error
+    sys.stdout.write(f"{count} run{'s' * (count != 1)} sent\n")
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
+from mlflow import MlflowClient
 
+from flowprior.command import main
 from flowprior.io import digest
-from flowprior.training.tracking import BATCH, EXPERIMENT, Tracker, flatten
+from flowprior.training.tracking import BATCH, EXPERIMENT, KEPT, Tracker, flatten
 
 CONFIG = {"seed": 0, "scale": {"width": 3, "optimizer": {"lr": 1e-3}}, "guidance": None}
 STAGE = "train_toy"
@@ -203,9 +205,9 @@ def test_a_server_that_is_down_is_told_once_and_quickly(
     one.log(0, {"loss": 1.0})
     seconds = time.monotonic() - began
     said = capsys.readouterr().err
-    assert said.startswith("train_toy: tracking is off for the rest of this stage (")
-    assert said.endswith("metrics are in metrics/\n")
-    assert said.count("tracking is off") == 1
+    assert said.startswith("train_toy: MLflow cannot be reached (")
+    assert said.endswith("`python -m flowprior sync` sends it later\n")
+    assert said.count("cannot be reached") == 1
     # One retry with its pause; MLflow's own default is seven, for minutes.
     assert seconds < 20
     began = time.monotonic()
@@ -215,6 +217,123 @@ def test_a_server_that_is_down_is_told_once_and_quickly(
     assert time.monotonic() - began < 0.1
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "tracking.json").exists()
+
+
+def kept(root: Path) -> list[Any]:
+    """What waits to be sent."""
+    return [json.loads(file.read_text()) for file in sorted((root / KEPT).glob("*.json"))]
+
+
+def test_what_was_not_sent_is_sent_later(
+    tracked: Tracked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Points with their steps and times, parameters, tags, figures, the end; and only once."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{closed_port()}"
+    os.environ["DVC_EXP_NAME"] = "lost-night"
+    one = tracker(tmp_path)
+    one.start(tmp_path / "tracking.json")
+    for step in range(3):
+        one.log(step, {"train/loss": 1 / (step + 1)})
+    (tmp_path / "figure.png").write_bytes(b"a figure")
+    one.finish({"psnr_db": 24.0}, [tmp_path / "figure.png"])
+    (waiting,) = kept(tmp_path)
+    times = [point[2] for point in waiting["points"]]
+    del os.environ["DVC_EXP_NAME"]
+    with pytest.raises(SystemExit):
+        main(["sync", "--root", str(tmp_path)])
+    assert kept(tmp_path) == [waiting]
+    assert "where it stays" in capsys.readouterr().err
+
+    shutil.copy(tracked.uri.removeprefix("sqlite:///"), tmp_path / "back.db")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'back.db'}"
+    main(["sync", "--root", str(tmp_path)])
+    assert capsys.readouterr().out == "1 run sent\n"
+    assert kept(tmp_path) == []
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id], "tags.experiment = 'lost-night'")
+    (run,) = runs
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"train/loss": 1 / 3, "psnr_db": 24.0}
+    assert run.data.params["scale.width"] == "3"
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.timestamp) for point in history] == list(enumerate(times[:3]))
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["figure.png"]
+    main(["sync", "--root", str(tmp_path)])
+    assert capsys.readouterr().out == "0 runs sent\n"
+
+
+def test_a_store_that_fails_half_way_gets_the_rest_later_in_the_same_run(tmp_path: Path) -> None:
+    """No point twice: those that it took are not kept."""
+    one = tracker(tmp_path)
+    one.start()
+    one._run_id, one._client = "1", mock.Mock()
+    one._client.log_batch.side_effect = [None, ConnectionError("gone")]
+    for step in range(MANY):
+        one.log(step, {"loss": 1.0})
+    one.finish({})
+    (waiting,) = kept(tmp_path)
+    assert waiting["run_id"] == "1"
+    assert [point[3] for point in waiting["points"]] == list(range(BATCH, MANY))
+
+
+def test_a_database_that_is_read_only_does_not_stop_a_stage(
+    tracked: Tracked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(tracked.uri.removeprefix("sqlite:///"), tmp_path / "locked.db")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///file:{tmp_path / 'locked.db'}?mode=ro&uri=true"
+    one = tracker(tmp_path)
+    one.start()
+    one.finish({"loss": 1.0})
+    said = capsys.readouterr().err
+    assert "readonly database" in said
+    assert said.count("cannot be reached") == 1
+    assert len(kept(tmp_path)) == 1
+
+
+def test_where_nothing_can_be_kept_that_is_told_and_the_stage_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".ckpt").write_text("a file where a folder should be")
+    one = tracker(tmp_path)
+    one.start()
+    one._run_id, one._client = "1", mock.Mock()
+    one._client.set_terminated.side_effect = ConnectionError("gone")
+    one.finish({"loss": 1.0})
+    assert "cannot be kept" in capsys.readouterr().err
+
+
+def test_four_processes_on_a_fresh_database_lose_no_run(tmp_path: Path) -> None:
+    """They create it once between them, and each has its run with its own figures."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom flowprior.training.tracking import Tracker\n"
+        "root, n = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "tracker = Tracker(f'stage{n}', {'seed': n}, root)\ntracker.start()\n"
+        "for step in range(50): tracker.log(step, {'loss': n + step / 100})\n"
+        "tracker.finish({'value': float(n)})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), str(n)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(4)
+    ]
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 4
+    assert not any("cannot be reached" in text or "locked" in text for text in said), said
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == [f"stage{n}" for n in range(4)]
+    for n in range(4):
+        run = runs[f"stage{n}"]
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics == {"value": float(n), "loss": n + 0.49}
+        assert len(client.get_metric_history(run.info.run_id, "loss")) == 50
 
 
 @pytest.mark.parametrize("memory", [None, "{", "[]", '{"run": 1}'])

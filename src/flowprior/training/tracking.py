@@ -1,5 +1,7 @@
 """MLflow runs: one for each execution of a stage. Tracking never stops a run: if it fails it says so once and goes on.
 
+What could not be sent is kept in `<root>/.ckpt/tracking`; `python -m flowprior sync` sends it later.
+
 The store is `MLFLOW_TRACKING_URI` if set, else `sqlite:///<root>/mlflow.db` with artifacts in
 `<root>/mlruns`. `FLOWPRIOR_MLFLOW=off` turns it off. MLflow is imported at the first flush, not
 before.
@@ -10,15 +12,18 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowprior.io import digest, write_json
+from flowprior.io import digest, read_json, write_json
 
 EXPERIMENT = "flowprior"
 FLUSH_SECONDS = 20.0
 BATCH = 1000
+KEPT = Path(".ckpt/tracking")
+"""Below the root: what could not be sent."""
 
 
 class Tracker:
@@ -38,6 +43,8 @@ class Tracker:
         self._config = dict(config)
         self._root = root
         self._enabled = enabled and os.environ.get("FLOWPRIOR_MLFLOW", "on") != "off"
+        self._down = False
+        self._experiment = os.environ.get("DVC_EXP_NAME", "workspace")
         self._pending: list[tuple[str, float, int, int]] = []
         self._last_flush = time.monotonic()
         self._client: Any = None
@@ -55,7 +62,7 @@ class Tracker:
             return
         now = int(time.time() * 1000)
         self._pending += [(name, float(value), now, step) for name, value in values.items()]
-        if time.monotonic() - self._last_flush > FLUSH_SECONDS:
+        if not self._down and time.monotonic() - self._last_flush > FLUSH_SECONDS:
             self._guard(self._flush)
 
     def finish(
@@ -74,34 +81,55 @@ class Tracker:
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]
 
-        def send() -> None:
-            self._flush()
-            for path in artifacts:
-                self._client.log_artifact(self._run_id, str(path))
-            self._client.set_terminated(self._run_id, status)
+        if not self._down:
+            self._guard(lambda: self._end(artifacts, status))
+        if self._down:
+            self._keep(artifacts, status)
 
-        self._guard(send)
+    def _end(self, artifacts: Sequence[Path], status: str) -> None:
+        self._flush()
+        for path in artifacts:
+            self._client.log_artifact(self._run_id, str(path))
+        self._client.set_terminated(self._run_id, status)
 
     def _guard(self, action: Any) -> None:
         try:
             action()
         except Exception as error:
-            self._enabled = False
+            self._down = True
             print(
-                f"{self._stage}: tracking is off for the rest of this stage ({type(error).__name__}: {error}); "
-                "metrics are in metrics/",
+                f"{self._stage}: MLflow cannot be reached ({type(error).__name__}: {error}). The stage goes on, "
+                f"its metrics are in metrics/; what is tracked is kept in {self._root / KEPT}, and "
+                "`python -m flowprior sync` sends it later",
                 file=sys.stderr,
             )
 
+    def _keep(self, artifacts: Sequence[Path], status: str) -> None:
+        """Write to disk what was not sent."""
+        kept = {
+            "stage": self._stage,
+            "experiment": self._experiment,
+            "config": self._config,
+            "run_id": self._run_id,
+            "points": self._pending,
+            "artifacts": [str(path.resolve()) for path in artifacts],
+            "status": status,
+        }
+        try:
+            name = f"{int(time.time())}-{self._stage}-{uuid.uuid4().hex[:8]}.json"
+            write_json(self._root / KEPT / name, kept)
+        except (OSError, ValueError) as error:
+            print(f"{self._stage}: what is tracked cannot be kept: {error}", file=sys.stderr)
+
     def _flush(self) -> None:
-        if self._run_id is None:
+        if self._client is None:
             self._connect()
         from mlflow.entities import Metric
 
-        for start in range(0, len(self._pending), BATCH):
-            part = self._pending[start : start + BATCH]
+        while self._pending:
+            part = self._pending[:BATCH]
             self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in part])
-        self._pending = []
+            self._pending = self._pending[BATCH:]
         self._last_flush = time.monotonic()
 
     def _connect(self) -> None:
@@ -122,17 +150,16 @@ class Tracker:
                 if experiment
                 else self._client.create_experiment(EXPERIMENT, artifact_location=location)
             )
-        self._run_id = self._remembered() or self._create_run(experiment_id)
+        self._run_id = self._run_id or self._remembered() or self._create_run(experiment_id)
 
     def _create_run(self, experiment_id: str) -> str:
         from mlflow.entities import Param
 
-        name = os.environ.get("DVC_EXP_NAME", "workspace")
         tags = {
             "stage": self._stage,
-            "experiment": name,
+            "experiment": self._experiment,
             "config": digest(self._config)[:12],
-            "mlflow.runName": f"{self._stage}/{name}",
+            "mlflow.runName": f"{self._stage}/{self._experiment}",
         }
         run_id: str = self._client.create_run(experiment_id, tags=tags).info.run_id
         flat = sorted(flatten(self._config).items())
@@ -150,6 +177,25 @@ class Tracker:
             # No memory, or the run was deleted: begin a new one.
             return None
         return run_id
+
+
+def send_kept(root: Path) -> int:
+    """Send what trackers could not, and forget it; how many runs that were.
+
+    Raises:
+        ArtifactError: A file of it is damaged.
+        Exception: Whatever the store raises; what was not sent is still there then.
+    """
+    files = sorted((root / KEPT).glob("*.json"))
+    for file in files:
+        kept = read_json(file)
+        tracker = Tracker(kept["stage"], kept["config"], root)
+        tracker._experiment, tracker._run_id = kept["experiment"], kept["run_id"]
+        tracker._pending = [tuple(point) for point in kept["points"]]
+        here = [path for name in kept["artifacts"] if (path := Path(name)).is_file()]
+        tracker._end(here, kept["status"])
+        file.unlink()
+    return len(files)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
