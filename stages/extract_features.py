@@ -26,6 +26,7 @@ from flowprior.data.images import SPLITS, ImageSet, Split, open_images
 from flowprior.data.pretrained import check_split, load_digits_network
 from flowprior.data.shards import ShardWriter, to_float16
 from flowprior.data.tables import (
+    HELD_OUT,
     Table,
     codebook_table,
     embedding_table,
@@ -87,12 +88,13 @@ def open_source(cfg: Params, device: torch.device) -> Source:
         return _table_source(codebook_table(prior.path or ""), cfg)
 
     def tokens(split: Split, extract: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        share = 1 if split == "train" else HELD_OUT
         return image_features(
             images[split],
             extract,
             batch_images=scale.batch_images,
-            max_vectors=scale.max_vectors,
-            max_images=scale.max_images,
+            max_vectors=scale.max_vectors // share,
+            max_images=scale.max_images and max(1, scale.max_images // share),
             seed=cfg.seed,
         )
 

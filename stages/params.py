@@ -243,9 +243,9 @@ class ExtractScale(Section):
 
     batch_images: int = Field(ge=1)
     max_vectors: int = Field(ge=100)
-    """At most so many vectors are kept, evenly over the images; gaussian draws as many."""
+    """At most so many training vectors, evenly over the images, and a tenth held out; gaussian draws as many."""
     max_images: int | None = Field(ge=1)
-    """At most so many images are looked at, evenly over the classes; null: all."""
+    """At most so many training images are looked at, evenly over the classes, and a tenth held out; null: all."""
 
 
 class ProjectScale(Section):

@@ -57,17 +57,7 @@ def main(cfg: Params, root: Path) -> None:
     for images, split in ((train, "train"), (held_out, "validation")):
         made_from = targets.manifest["source"].get(f"{split}_images")
         check_images(images, made_from, root / "data/targets", "extract_features")
-    shape = Shape(
-        image_size=cfg.scale.images.size,
-        channels=train.images([0]).shape[1],
-        patch_size=scale.patch_size,
-        num_latents=scale.num_latents,
-        latent_dim=prior.dim,
-        width=scale.width,
-        depth=scale.depth,
-        num_heads=scale.num_heads,
-        layer_scale=scale.layer_scale,
-    )
+    shape = shape_of(cfg, train.images([0]).shape[1], prior.dim)
     teacher = open_teacher(cfg, start_accelerator(scale.precision).device)
     encoder = None
     if scale.encoder is not None:
@@ -183,6 +173,22 @@ def main(cfg: Params, root: Path) -> None:
             figure = root / "metrics/figures/alignment.png"
             save_figure(_figure(curves.get("alignment", []), metrics), figure)
             session.tracker.finish(metrics, [figure])
+
+
+def shape_of(cfg: Params, channels: int, latent_dim: int) -> Shape:
+    """Sizes of the autoencoder."""
+    scale = cfg.scale.train_ae
+    return Shape(
+        image_size=cfg.scale.images.size,
+        channels=channels,
+        patch_size=scale.patch_size,
+        num_latents=scale.num_latents,
+        latent_dim=latent_dim,
+        width=scale.width,
+        depth=scale.depth,
+        num_heads=scale.num_heads,
+        layer_scale=scale.layer_scale,
+    )
 
 
 def build_trainee(cfg: Params, shape: Shape, teacher: Teacher | None) -> Trainee:

@@ -16,6 +16,7 @@ import torch
 import torchvision.transforms.functional as tv
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from flowprior import rng
@@ -27,6 +28,7 @@ from flowprior.data.encoders import (
     Encoder,
     autoencoder_latents,
     patch_tokens,
+    trained_transformer,
 )
 from flowprior.data.features import image_features
 from flowprior.io import file_digest, save_tensors
@@ -662,3 +664,72 @@ def test_importing_encoders_imports_none_of_the_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# --- a trained transformer to start from --------------------------------------------------------------
+
+
+def encoder_vit(**sizes: Any) -> VisionTransformer:
+    """What an autoencoder of 32 pixels in patches of 8 builds for its encoder."""
+    options = {"embed_dim": 24, "depth": 3, "num_heads": 2, "init_values": 0.5} | sizes
+    with rng.scoped(1, "encoder"):
+        return VisionTransformer(
+            img_size=32, patch_size=8, num_classes=0, global_pool="", **options
+        )
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> str:
+    """A narrowed DINOv2 in timm's format."""
+    sizes = {"img_size": 28, "embed_dim": 24, "depth": 3, "num_heads": 2}
+    return f"local-dir:{timm_folder(tmp_path / 'trained', **sizes)}"
+
+
+def test_an_encoder_takes_a_trained_transformers_weights(trained: str) -> None:
+    """Blocks and norm as they are; the patches' kernel and the positions resampled to the new grid."""
+    target = encoder_vit()
+    found = trained_transformer(trained, 32, 8)
+    found.into(target)
+    folder = Path(trained.removeprefix("local-dir:"))
+    theirs, ours = load_file(folder / TIMM_WEIGHTS), target.state_dict()
+    for key, value in ours.items():
+        if key.startswith(("blocks.", "norm.", "cls_token")):
+            assert torch.equal(value, theirs[key]), key
+    assert ours["patch_embed.proj.weight"].shape[-2:] == (8, 8)
+    assert ours["pos_embed"].shape == (1, 17, 24)
+    assert len(found.digest) == 64
+    assert found.digest == found.facts["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"depth": 2}, "blocks.2"),
+        ({"embed_dim": 32}, r"\(24,\), here \(32,\)"),
+        ({"init_values": None}, "ls1.gamma"),
+        ({"num_heads": 3}, "attention heads, there 2, here 3"),
+    ],
+)
+def test_a_transformer_of_other_sizes_is_an_error_and_changes_nothing(
+    trained: str, sizes: dict, said: str
+) -> None:
+    target = encoder_vit(**sizes)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"preset's sizes: .*{said}.*layer_scale"):
+        trained_transformer(trained, 32, 8).into(target)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+def test_sizes_can_be_checked_on_the_meta_device(trained: str) -> None:
+    with torch.device("meta"):
+        fits, wide = encoder_vit(), encoder_vit(embed_dim=32)
+    trained_transformer(trained, 32, 8).check(fits)
+    with pytest.raises(ValueError, match="preset's sizes"):
+        trained_transformer(trained, 32, 8).check(wide)
+
+
+def test_patch_tokens_may_have_patches_of_another_size(trained: str) -> None:
+    """As many tokens as the autoencoder has patches, which SoftVQ's alignment asks for."""
+    encoder = patch_tokens(trained, size=32, patch_size=8, device=torch.device("cpu"))
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, 16, 24)
+    assert encoder.facts["tokens"] == "4 x 4"

@@ -116,11 +116,20 @@ class TrainedTransformer:
         self.facts = facts
         self.digest = facts["sha256"]
 
-    def into(self, vit: nn.Module) -> None:
+    def into(self, vit: Any) -> None:
         """Copy its weights.
 
         Raises:
             ValueError: The other has other sizes.
+        """
+        self.check(vit)
+        vit.load_state_dict(self._vit.state_dict())
+
+    def check(self, vit: Any) -> None:
+        """Whether the other, which may be on the meta device, has the same sizes.
+
+        Raises:
+            ValueError: It has not.
         """
         theirs = self._vit.state_dict()
         sizes = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
@@ -129,15 +138,19 @@ class TrainedTransformer:
             for name in theirs.keys() | sizes.keys()
             if name not in theirs or sizes.get(name) != tuple(theirs[name].shape)
         )
+        said = ""
+        heads = [of.blocks[0].attn.num_heads for of in (self._vit, vit)]  # of no tensor's size
         if wrong:
             first = wrong[0]
             found = tuple(theirs[first].shape) if first in theirs else "absent"
+            said = f"{first}, there {found}, here {sizes.get(first, 'absent')} ({len(wrong)} tensors differ)"
+        elif heads[0] != heads[1]:
+            said = f"attention heads, there {heads[0]}, here {heads[1]}"
+        if said:
             raise ValueError(
-                f"the encoder {self._name} does not go with the preset's sizes: {len(wrong)} tensors differ, for "
-                f"instance {first}, there {found}, here {sizes.get(first, 'absent')}; set width, depth, num_heads "
+                f"the encoder {self._name} does not go with the preset's sizes: {said}; set width, depth, num_heads "
                 "and layer_scale of train_ae to its own"
             )
-        vit.load_state_dict(theirs)
 
 
 def trained_transformer(name: str, size: int, patch_size: int) -> TrainedTransformer:

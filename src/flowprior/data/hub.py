@@ -43,8 +43,8 @@ def hub_file(repository: str, *names: str, revision: str | None = None) -> Path:
         raise ValueError(f"{repository} on the hub holds no {' or '.join(names)}")
     raise RuntimeError(
         f"{' or '.join(names)} of {repository} cannot be had from the hub: {one_line(unreachable)} "
-        f"Where there is network, `hf download {repository} --local-dir /folder`, and give a copy of "
-        "/folder as prior.path; or fill the hub's cache ($HF_HOME) there"
+        f"Where there is network, `hf download {repository} --local-dir /folder`, and name a copy of "
+        "/folder instead of the model; or fill the hub's cache ($HF_HOME) there"
     ) from unreachable
 
 
