@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro toy test lint bench plan setup clean
+.PHONY: repro toy test lint bench chaos plan preflight setup clean
 
 repro: setup
 	python stages/params.py
@@ -29,11 +29,20 @@ lint: setup
 bench: setup
 	PYTHONPATH=src python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc -s -q
 
+# Kills stages at random moments and starts them again; fails if anything ends otherwise than undisturbed.
+MINUTES ?= 10
+chaos: setup
+	PYTHONPATH=src python -m tests.chaos --minutes $(MINUTES)
+
 # What a preset costs, without data: make plan PRESET=imagenet PLAN='--gpus 8 --utilisation 0.5'
 PRESET ?= imagenet
 PLAN   ?=
 plan: setup
 	@PYTHONPATH=src python stages/plan.py --preset "$(PRESET)" $(PLAN)
+
+# Whether all that a run will need is there, before it starts; fills the caches of weights.
+preflight: setup
+	@PYTHONPATH=src python stages/preflight.py --preset "$(PRESET)"
 
 setup: $(STAMP)
 

@@ -15,7 +15,7 @@ params.check(__name__, every_rank=True)
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,12 @@ def main(cfg: Params, root: Path) -> None:
 
         return zip(bar, in_turn(accelerator, len(pieces), work), strict=False)
 
+    def restored(originals: Tensor) -> Tensor:
+        """Images there and back, float32 on the CPU."""
+        with accelerator.autocast():
+            output: Tensor = autoencoder(originals.to(device))[0]
+        return output.float().cpu()
+
     def damaged() -> int:
         """Images that could not be decoded, of all ranks; each goes through it."""
         names = {name for part in images.values() for name in part.corrupt}
@@ -148,11 +154,10 @@ def main(cfg: Params, root: Path) -> None:
     stds = moments.covariance.diagonal().sqrt()
     metrics = {
         **reconstruction_metrics(
-            autoencoder,
+            restored,
             images["validation"],
             evaluator,
             scale.batch_images,
-            device,
             as_bytes=not cfg.on_digits,
         ),
         "linear_probe_accuracy": _probe(latents),
@@ -181,11 +186,10 @@ def encode(autoencoder: Autoencoder, images: Tensor, flip: bool) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_metrics(
-    autoencoder: Autoencoder,
+    restore: Callable[[Tensor], Tensor],
     images: ImageSet,
     evaluator: Evaluator,
     batch: int,
-    device: torch.device,
     *,
     as_bytes: bool,
 ) -> dict[str, float | None]:
@@ -199,7 +203,7 @@ def reconstruction_metrics(
     def restored() -> Iterator[Tensor]:
         for piece in batches(len(images), batch):
             original = images.images(piece)
-            output = autoencoder(original.to(device))[0].float().cpu()
+            output = restore(original)
             rounded = to_uint8(output)
             output = from_uint8(rounded) if as_bytes else output
             psnrs.append(psnr_db(output, original))

@@ -7,8 +7,8 @@ Prints  parameters, operations of a step, memory, disk and GPU-hours
 
 Models are built on the meta device by the stages' own builders, and a step is counted as the stage
 runs it (`flowprior.training.flops`). Left out: reading and decoding of images, elementwise
-arithmetic, evaluation (Inception, nearest neighbours), what the stages `extract_features` and
-`project` do on a CPU.
+arithmetic, evaluation (Inception, nearest neighbours), the projection, and features of another kind
+than a transformer's.
 """
 
 import params
@@ -20,22 +20,32 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import NamedTuple, NoReturn
 
+import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import train_ae as train_ae_stage
 from flowprior import rng
+from flowprior.data.encoders import DEFAULT_TRANSFORMER
+from flowprior.data.pretrained import load_digits_network
+from flowprior.data.tables import HELD_OUT
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors
-from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
+from flowprior.models.discriminator import build_discriminator
 from flowprior.models.mar import MAR, MARShape, draw_num_masked
+from flowprior.models.perceptual import build_perceptual
 from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
 from flowprior.objectives.build import build_objective
-from flowprior.objectives.flows import DistributionMatching
 from flowprior.prior import FlowPrior
 from flowprior.rng import Draw
+from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.flops import (
     CHECKPOINT_BYTES,
     FROZEN_BYTES,
@@ -49,9 +59,13 @@ from flowprior.training.flops import (
     sampling_flops,
     state_bytes,
 )
+from flowprior.training.image_losses import AdversarialTerm, ImageLosses, PerceptualTerm
+from flowprior.training.session import Optimizer, Session
+from flowprior.training.softvq_terms import SoftVQTerms, Teacher, Trainee
 
 GIB = 2**30
-DIGITS_SIZE = 8
+BUCKET_BYTES = 4
+"""Of a learned parameter on more than one GPU: the buckets in which gradients are averaged."""
 
 
 class Facts(NamedTuple):
@@ -62,7 +76,7 @@ class Facts(NamedTuple):
         held_out_images: Likewise.
         num_classes: Labels.
         channels: Of an image.
-        feature_vectors: Rows of the target features, before `max_vectors`.
+        feature_vectors: Rows of the target features, both splits.
         feature_dim: Their channels.
     """
 
@@ -74,35 +88,41 @@ class Facts(NamedTuple):
     feature_dim: int
 
 
-IMAGENET = Facts(1_281_167, 50_000, 1000, 3, 151_936, 896)
-"""ImageNet-1k, and the table of embeddings of Qwen2.5-0.5B."""
-DIGITS = Facts(1438, 359, 10, 1, 1797 * 9, 64)
+IMAGENET = Facts(1_281_167, 50_000, 1000, 3, 0, 0)
+DIGITS = Facts(1438, 359, 10, 1, 0, 0)
+IMAGENET_TOKENS = {"low_level": (64, 32)}
+"""Vectors of an image and their channels: the DC-AE's, at 256 pixels."""
+IMAGENET_TABLES = {"discrete": (16_384, 8), "textual": (151_936, 896)}
+"""Rows and channels: LlamaGen's codebook, the embeddings of Qwen2.5-0.5B."""
+DIGITS_TOKENS = {"semantic": (16, 64), "shuffled": (16, 64), "low_level": (9, 16)}
+DIGITS_TABLES = {"discrete": (512, 8), "textual": (30_522, 384)}
+GAUSSIAN_DIM = 64
 
 
 class Work(NamedTuple):
     """What a stage does, as far as it costs.
 
     Attributes:
-        learned: Modules that it trains, by name.
-        frozen: Modules that it only asks.
-        step: One step, see `measure`; None where nothing is left to count.
-        num_steps: Of them; not whole where a batch is not full.
-        precision: Of a step.
-        batch: Items of a step, over all GPUs.
         disk_bytes: Of its artifact.
         checkpoint_bytes: Of what a killed run goes on from.
-        counted_flops: Operations of a step, where it was counted in another way.
+        learned: Modules that it trains, by name.
+        frozen: Modules that it only asks.
+        num_steps: Of them; not whole where a batch is not full.
+        batch: Items of a step, over all GPUs.
+        cost: Of a step, over all GPUs: operations in the mean over the steps, memory in the dearest.
+        precision: Of a step.
+        parts: Operations for each item of what a step, or the stage, consists of, by name.
     """
 
-    learned: dict[str, nn.Module]
-    frozen: dict[str, nn.Module]
-    step: Callable[[], Tensor | None] | None
-    num_steps: float
-    precision: Precision
-    batch: int
     disk_bytes: float
     checkpoint_bytes: float = 0.0
-    counted_flops: int = 0
+    learned: Mapping[str, nn.Module] = {}
+    frozen: Mapping[str, nn.Module] = {}
+    num_steps: float = 0
+    batch: int = 0
+    cost: Cost = Cost(0, 0)
+    precision: Precision = "fp32"
+    parts: Mapping[str, float] = {}
 
 
 class Row(NamedTuple):
@@ -113,69 +133,139 @@ class Row(NamedTuple):
         learned: Parameters.
         frozen: Parameters.
         steps: Number of them.
+        batch: Items of a step.
         step_flops: Operations of one, over all GPUs.
         state_bytes: Memory of weights, gradients, moments and averages, on each GPU.
         kept_bytes: Memory for the backward pass, over all GPUs.
         disk_bytes: Artifact and checkpoint.
         gpu_hours: At the stated utilisation.
         precision: Of a step.
+        parts: Operations for each item, by name.
     """
 
     stage: str
     learned: int
     frozen: int
     steps: float
-    step_flops: int
+    batch: int
+    step_flops: float
     state_bytes: int
     kept_bytes: int
     disk_bytes: float
     gpu_hours: float
     precision: Precision
+    parts: Mapping[str, float]
 
     def gpu_bytes(self, gpus: int) -> float:
         """Memory of each of so many GPUs."""
-        return self.state_bytes + self.kept_bytes / gpus
+        buckets = BUCKET_BYTES * self.learned if gpus > 1 else 0
+        return self.state_bytes + buckets + self.kept_bytes / gpus
 
     def gpus_needed(self, hardware: Hardware) -> int | None:
         """The fewest GPUs whose memory is enough; None where no number is."""
-        room = hardware.memory_bytes - self.state_bytes
-        return None if room <= 0 else max(1, math.ceil(self.kept_bytes / room))
+        if self.gpu_bytes(1) <= hardware.memory_bytes:
+            return 1
+        room = hardware.memory_bytes - self.state_bytes - BUCKET_BYTES * self.learned
+        return max(2, math.ceil(self.kept_bytes / room)) if room > 0 else None
+
+
+class Rehearsal(Session):
+    """A session on the meta device, of one rank: losses take their backward passes, nothing is updated or written.
+
+    Attributes:
+        learned: Modules of its learners, by name.
+    """
+
+    def __init__(self) -> None:
+        # Not the parent's, which starts a launch and opens checkpoints and tracking.
+        self.stage, self.seed = "plan", 0
+        self.learned: dict[str, nn.Module] = {}
+        self.accelerator = SimpleNamespace(
+            num_processes=1,
+            process_index=0,
+            device=META,
+            autocast=nullcontext,
+            reduce=lambda values, reduction: values,
+        )
+        self._part = 0
+
+    def learner(
+        self, name: str, module: nn.Module, optimizer: Optimizer | None = None
+    ) -> SimpleNamespace:
+        """What takes a learner's place: its module, and updates that are backward passes."""
+        self.learned[name] = module
+        return SimpleNamespace(module=module, update=lambda loss: loss.backward())
+
+    def looks(self, step: int) -> bool:
+        """No row of the curve ends here, so that a step without one is counted."""
+        return False
 
 
 def extract_features(cfg: Params, facts: Facts) -> Work:
-    """A table of vectors, float16."""
-    size = 2 * facts.feature_dim * _num_vectors(cfg, facts)
-    return Work({}, {}, None, 0, "fp32", 0, size)
+    """Vectors in float16; the transformer's passes, where it is one that timm knows by name."""
+    size = 2 * facts.feature_dim * facts.feature_vectors
+    vit, batch = _transformer(cfg), cfg.scale.extract_features.batch_images
+    if vit is None:
+        return Work(size)
+    images = torch.empty(batch, 3, *vit.patch_embed.img_size, device=META)
+    passed = _without_gradient(lambda: vit.forward_features(images))
+    num_images = sum(count for count, _ in _images_looked_at(cfg, facts))
+    return Work(
+        size,
+        frozen={"transformer": vit},
+        num_steps=num_images / batch,
+        batch=batch,
+        cost=Cost(passed, 0),
+    )
 
 
 def project(cfg: Params, facts: Facts) -> Work:
-    """The table again in fewer dims, float32."""
-    size = 4 * cfg.scale.project.dim * _num_vectors(cfg, facts)
-    return Work({}, {}, None, 0, "fp32", 0, size)
+    """The vectors again in fewer dims, float32."""
+    return Work(4 * cfg.scale.project.dim * facts.feature_vectors)
 
 
 def train_flow(cfg: Params, facts: Facts) -> Work:
     """Vectors that share times in groups."""
     scale = cfg.scale.train_flow
     velocity = _velocity(cfg)
-    vectors = torch.empty(scale.batch_vectors, cfg.scale.project.dim, device=META)
-    groups = group_vectors(vectors, scale.time_groups)
-    t = torch.empty(len(groups), 1, device=META)
-    return _training(
+    size, groups = (n // scale.accumulate for n in (scale.batch_vectors, scale.time_groups))
+    vectors = group_vectors(torch.empty(size, velocity.dim, device=META), groups)
+    t = torch.empty(len(vectors), 1, device=META)
+    part = measure(
+        lambda: flow_matching_loss(velocity, vectors, vectors, t).mean(), scale.precision
+    )
+    return Work(
+        *_files({"velocity": velocity}, velocity),
         {"velocity": velocity},
-        {},
-        lambda: flow_matching_loss(velocity, groups, groups, t).mean(),
-        scale.steps,
-        scale.precision,
-        scale.batch_vectors,
+        num_steps=scale.steps,
+        batch=scale.batch_vectors,
+        cost=_of_parts(part, scale.accumulate),
+        precision=scale.precision,
     )
 
 
 def train_ae(cfg: Params, facts: Facts) -> Work:
-    """Reconstruction, and the objective on the latents."""
-    scale = cfg.scale.train_ae
-    autoencoder, prior = _autoencoder(cfg, facts), _prior(cfg, facts)
-    images, noise = _images(cfg, facts, scale.batch_images), _latents(cfg, scale.batch_images)
+    """Reconstruction and what judges it, and the objective on the latents.
+
+    Terms are added one after the other, so that it is known what each costs.
+    """
+    scale, session = cfg.scale.train_ae, Rehearsal()
+    batch = scale.batch_images // scale.accumulate
+    prior, (teacher, frozen) = _prior(cfg, facts), _teacher(cfg)
+    trainee = _trainee(cfg, facts, teacher)
+    autoencoder = trainee.autoencoder.checkpoint_gradients(scale.gradient_checkpointing)
+    learner = session.learner("autoencoder", trainee)
+    softvq = SoftVQTerms(scale.softvq.entropy_weight, scale.softvq.representation_weight)
+    perceptual = PerceptualTerm(**scale.perceptual.model_dump() | {"pretrained": False})
+    adversarial = AdversarialTerm(
+        **scale.adversarial.model_dump() | {"pretrained": False, "start_step": 1}
+    )
+    frozen |= _judges(perceptual, adversarial)
+    with META:
+        nobody = ImageLosses(
+            session, perceptual._replace(weight=0.0), adversarial._replace(weight=0.0)
+        )
+        judges = ImageLosses(session, perceptual, adversarial)
     objective = build_objective(
         cfg.align.objective,
         prior,
@@ -183,111 +273,135 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
         num_draws=cfg.align.num_draws,
         t_max=cfg.align.t_max,
     )
+    fake_flow = FakeFlow(
+        session, objective, num_updates=cfg.align.fake_updates, lr=cfg.align.fake_lr
+    )
+    images, noise = _images(cfg, facts, batch), _latents(cfg, batch)
 
-    def step() -> None:
-        draw = Draw(rng.generator(0), scale.batch_images, _to_meta)
-        restored, codes = autoencoder(images, noise)
-        reconstruction = (restored.float() - images).square().mean()
-        (reconstruction + objective(codes, draw)).backward()
-        if isinstance(objective, DistributionMatching):
-            for _ in range(cfg.align.fake_updates):
-                objective.fake_loss(objective.fake, codes, draw).backward()
+    def part(judges: ImageLosses, aligned: bool, step: int) -> Cost:
+        def once() -> None:
+            draw = session.generator("step", step)
+            features = None if teacher is None else teacher.features(images)
+            restored, codes, disagreement = learner.module(images, noise, features)
+            randomness = Draw(draw, batch, session.share, session.gather)
+            last_layer = autoencoder.decoder.output.weight
+            loss, _ = judges(images, restored, step, randomness, last_layer)
+            loss = loss + softvq(codes, disagreement, randomness)[0]
+            if aligned:
+                loss = loss + cfg.align.weight * objective(codes, randomness)
+            learner.update(loss)
+            if aligned:
+                fake_flow.follow(codes, step, randomness)
+            judges.follow(images, restored, step, randomness)
 
-    learned: dict[str, nn.Module] = {"autoencoder": autoencoder}
-    if isinstance(objective, DistributionMatching):
-        learned["fake_flow"] = objective.fake
-    return _training(
-        learned,
-        {"flow_prior": prior},
-        step,
-        scale.steps,
-        scale.precision,
-        scale.batch_images,
-        kept={"autoencoder": autoencoder},
+        return measure(once, scale.precision)
+
+    so_far = {"autoencoder": part(nobody, False, 0), "alignment": part(nobody, True, 0)}
+    if perceptual.weight:
+        so_far["perceptual"] = part(judges, True, 0)
+    if adversarial.weight:
+        so_far["adversarial"] = part(judges, True, 1)
+    totals = [0, *(cost.flops for cost in so_far.values())]
+    flops = {
+        name: after - before for name, (before, after) in zip(so_far, pairwise(totals), strict=True)
+    }
+    # The game goes on in a share of the steps only.
+    share = 1 - scale.adversarial.start_step / scale.steps
+    mean = totals[-1] - (1 - share) * flops.get("adversarial", 0)
+    dearest = max(cost.kept_bytes for cost in so_far.values())
+    return Work(
+        *_files(session.learned, autoencoder),
+        session.learned,
+        {"flow_prior": prior, **frozen},
+        num_steps=scale.steps,
+        batch=scale.batch_images,
+        cost=_of_parts(Cost(round(mean), dearest), scale.accumulate),
+        precision=scale.precision,
+        parts={name: value / batch for name, value in flops.items()},
     )
 
 
 def encode_latents(cfg: Params, facts: Facts) -> Work:
     """Every image and, where asked for, its mirror image; the held-out ones also back again."""
     scale = cfg.scale.encode_latents
-    autoencoder = _autoencoder(cfg, facts)
+    autoencoder = _trainee(cfg, facts, None).autoencoder
     images = _images(cfg, facts, scale.batch_images)
     views = 2 if scale.flip else 1
     num_images = facts.train_images + facts.held_out_images
-
-    @torch.no_grad()
-    def encode() -> None:
-        autoencoder.encode(images)
-
-    @torch.no_grad()
-    def whole() -> None:
-        autoencoder(images)
-
-    encoded, restored = measure(encode).flops, measure(whole).flops
+    encoded = _without_gradient(lambda: autoencoder.encode(images))
+    restored = _without_gradient(lambda: autoencoder(images))
     share = facts.held_out_images / num_images
-    shape = cfg.scale.train_ae.num_latents, cfg.scale.project.dim
+    size = cfg.scale.train_ae.num_latents * cfg.scale.project.dim
     return Work(
-        {},
-        {"autoencoder": autoencoder},
-        None,
-        num_images / scale.batch_images,
-        "fp32",
-        scale.batch_images,
-        num_images * (2 * views * math.prod(shape) + 8),
-        counted_flops=round(views * encoded + share * restored),
+        num_images * (2 * views * size + 8),
+        frozen={"autoencoder": autoencoder},
+        num_steps=num_images / scale.batch_images,
+        batch=scale.batch_images,
+        cost=Cost(round(views * encoded + share * restored), 0),
+        precision=scale.precision,
     )
 
 
 def train_mar(cfg: Params, facts: Facts) -> Work:
-    """The mean number of tokens masked."""
+    """Between the fewest and all tokens masked: operations at their mean number, memory where it is larger."""
     scale = cfg.scale.train_mar
     mar = _mar(cfg, facts)
-    b, n = scale.batch_images, mar.shape.num_tokens
-    m = _mean_masked(n)
+    b, n = scale.batch_images // scale.accumulate, mar.shape.num_tokens
     tokens = _latents(cfg, b)
     labels = torch.zeros(b, dtype=torch.long, device=META)
     orders = torch.zeros(b, n, dtype=torch.long, device=META)
-    noise = torch.empty(scale.head_draws, b, m, mar.shape.dim, device=META)
-    return _training(
+
+    def part(masked: int) -> Cost:
+        noise = torch.empty(scale.head_draws, b, masked, mar.shape.dim, device=META)
+        return measure(
+            lambda: mar(tokens, labels, orders, masked, noise, noise[..., 0]), scale.precision
+        )
+
+    low, std = scale.mask_ratio_low, scale.mask_ratio_std
+    least = max(1, math.ceil(n * low))
+    few, all_of_them = part(least), part(n)
+    share = (_mean_masked(n, low, std) - least) / max(1, n - least)
+    cost = Cost(
+        round(few.flops + share * (all_of_them.flops - few.flops)),
+        max(few.kept_bytes, all_of_them.kept_bytes),
+    )
+    return Work(
+        *_files({"mar": mar}, mar),
         {"mar": mar},
-        {},
-        lambda: mar(tokens, labels, orders, m, noise, noise[..., 0]),
-        scale.steps,
-        scale.precision,
-        b,
+        num_steps=scale.steps,
+        batch=scale.batch_images,
+        cost=_of_parts(cost, scale.accumulate),
+        precision=scale.precision,
     )
 
 
 def sample_eval(cfg: Params, facts: Facts) -> Work:
     """Images without guidance and as many with it."""
-    scale = cfg.scale.sample_eval
-    mar, autoencoder = _mar(cfg, facts).eval(), _autoencoder(cfg, facts)
+    scale, guidance = cfg.scale.sample_eval, cfg.guidance
+    mar, autoencoder = _mar(cfg, facts).eval(), _trainee(cfg, facts, None).autoencoder
     latents = _latents(cfg, 1)
-
-    @torch.no_grad()
-    def decode() -> None:
-        autoencoder.decode(latents)
-
-    options = {
-        name: getattr(scale, name)
-        for name in ("num_iterations", "head_steps", "final_head_steps", "solver")
-        if hasattr(scale, name)
-    }
-    both = [
-        sampling_flops(mar, **options, guided=guidance != 1)
-        for guidance in (1.0, cfg.guidance.scale)
-    ]
-    per_image = sum(both) + 2 * measure(decode).flops
-    pixels = facts.channels * cfg.scale.images.size**2
+    decoded = _without_gradient(lambda: autoencoder.decode(latents))
+    plain, guided = (
+        decoded
+        + sampling_flops(
+            mar,
+            num_iterations=scale.num_iterations,
+            head_steps=scale.head_steps,
+            final_head_steps=scale.final_head_steps,
+            solver=scale.solver,
+            guided=factor != 1,
+            guidance_interval=(guidance.low, guidance.high),
+        )
+        for factor in (1.0, guidance.scale)
+    )
     return Work(
-        {},
-        {"mar": mar, "autoencoder": autoencoder},
-        None,
-        scale.num_samples / scale.batch_images,
-        "fp32",
-        scale.batch_images,
-        2 * scale.num_samples * pixels,
-        counted_flops=per_image * scale.batch_images,
+        2 * scale.num_samples * facts.channels * cfg.scale.images.size**2,
+        frozen={"mar": mar, "autoencoder": autoencoder},
+        num_steps=scale.num_samples / scale.batch_images,
+        batch=scale.batch_images,
+        cost=Cost((plain + guided) * scale.batch_images, 0),
+        precision=scale.precision,
+        parts={"without guidance": plain, "with guidance": guided},
     )
 
 
@@ -307,22 +421,21 @@ STAGES: dict[str, Callable[[Params, Facts], Work]] = {
 
 
 def row(stage: str, work: Work, hardware: Hardware) -> Row:
-    """Count the work of a stage."""
-    cost = (
-        Cost(work.num_stepsed_flops, 0) if work.step is None else measure(work.step, work.precision)
-    )
+    """The line of a stage."""
     learned, frozen = work.learned.values(), work.frozen.values()
     return Row(
         stage,
         num_parameters(learned),
         num_parameters(frozen),
         work.num_steps,
-        cost.flops,
-        state_bytes(learned, frozen),
-        cost.kept_bytes,
+        work.batch,
+        work.cost.flops,
+        state_bytes(learned, frozen, work.precision),
+        work.cost.kept_bytes,
         work.disk_bytes + work.checkpoint_bytes,
-        hardware.hours(work.num_steps * cost.flops, work.precision),
+        hardware.hours(work.num_steps * work.cost.flops, work.precision),
         work.precision,
+        work.parts,
     )
 
 
@@ -338,7 +451,9 @@ def table(lines: Sequence[Row], hardware: Hardware, gpus: int) -> str:
         "learned M",
         "frozen M",
         "steps",
+        "batch",
         "TFLOP/step",
+        "GFLOP/item",
         "states GiB",
         "kept GiB",
         "GiB/GPU",
@@ -353,7 +468,9 @@ def table(lines: Sequence[Row], hardware: Hardware, gpus: int) -> str:
             f"{line.learned / 1e6:.2f}",
             f"{line.frozen / 1e6:.2f}",
             f"{math.ceil(line.steps)}",
+            f"{line.batch}",
             f"{line.step_flops / 1e12:.4g}",
+            f"{line.step_flops / max(1, line.batch) / 1e9:.4g}",
             f"{line.state_bytes / GIB:.2f}",
             f"{line.kept_bytes / GIB:.2f}",
             f"{line.gpu_bytes(gpus) / GIB:.2f}",
@@ -381,20 +498,39 @@ def table(lines: Sequence[Row], hardware: Hardware, gpus: int) -> str:
     return "\n".join([*text, "", total])
 
 
-def load(preset: str, tree: Any) -> Params:
-    """The parameters with another preset; placeholders for images where the file's do not go with it.
+def load(preset: str, tree: object) -> Params:
+    """The parameters with another preset; with one of photographs, digits become those.
 
     Raises:
         ParamsError: There is no such preset, or the file cannot be used.
     """
-    if isinstance(tree, Mapping) and preset != tree.get("preset"):
-        tree = {**tree, "preset": preset}
-        size = (((tree.get("presets") or {}).get(preset) or {}).get("images") or {}).get("size")
-        if size not in (None, DIGITS_SIZE) and tree["images"]["source"] == "digits":
-            tree["images"] = {**tree["images"], "source": "imagefolder", "path": "."}
-            if tree["prior"]["source"] in params.OF_DIGITS:
-                tree["prior"] = {**tree["prior"], "source": "textual", "path": None}
+    given = params.parse(tree)
+    if preset == given.preset or not isinstance(tree, Mapping):
+        return given
+    tree = {**tree, "preset": preset}
+    if given.images.source == "digits":
+        tree["images"] = {**tree["images"], "source": "auto"}
     return params.parse(tree)
+
+
+def assumed(cfg: Params) -> Facts:
+    """What the data are taken to be: ImageNet-1k or the digits, and features of the paper's kinds.
+
+    No features where `prior.source` is a file, of which nothing is known.
+    """
+    digits, source = cfg.on_digits, cfg.prior.source
+    facts = DIGITS if digits else IMAGENET
+    tokens, tables = (
+        (DIGITS_TOKENS, DIGITS_TABLES) if digits else (IMAGENET_TOKENS, IMAGENET_TABLES)
+    )
+    if (vit := _transformer(cfg)) is not None:
+        tokens = {source: (vit.patch_embed.num_patches, vit.embed_dim)}
+    drawn = cfg.scale.extract_features.max_vectors, GAUSSIAN_DIM
+    vectors, dim = {**tables, "gaussian": drawn}.get(source, (0, 0))
+    if source in tokens:
+        per_image, dim = tokens[source]
+        vectors = sum(n * min(per_image, most // n) for n, most in _images_looked_at(cfg, facts))
+    return facts._replace(feature_vectors=vectors, feature_dim=dim)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -407,59 +543,114 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fp32-tflops", type=float, default=H100.fp32_flops / 1e12)
     parser.add_argument("--memory-gib", type=float, default=H100.memory_bytes / GIB)
     for name in Facts._fields:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: by the preset")
+        parser.add_argument(_option(name), type=int, help="default: by preset and prior.source")
     options = parser.parse_args(arguments)
     if not 0 < options.utilisation <= 1:
         parser.error(f"--utilisation {options.utilisation} is a share: above 0, at most 1")
     for name in ("gpus", "bf16_tflops", "fp32_tflops", "memory_gib", *Facts._fields):
         value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} {value} must be positive")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"{_option(name)} {value} must be positive and finite")
     try:
         cfg = load(options.preset, params.read_yaml(params.ROOT / "params.yaml"))
     except ParamsError as error:
-        print(f"params.yaml cannot be used:\n{error}", file=sys.stderr)
-        sys.exit(2)
-    usual = DIGITS if cfg.scale.images.size == DIGITS_SIZE else IMAGENET
+        _stop(f"params.yaml cannot be used with --preset {options.preset}:\n{error}")
     given = {name: getattr(options, name) for name in Facts._fields}
-    facts = usual._replace(**{name: value for name, value in given.items() if value is not None})
+    facts = assumed(cfg)._replace(**{name: n for name, n in given.items() if n is not None})
+    if not facts.feature_vectors or not facts.feature_dim:
+        parser.error(
+            f"with prior.source {cfg.prior.source} give --feature-vectors and --feature-dim"
+        )
     hardware = Hardware(
         options.bf16_tflops * 1e12,
         options.fp32_tflops * 1e12,
         options.memory_gib * GIB,
         options.utilisation,
     )
+    try:
+        lines = rows(cfg, facts, hardware)
+    except (ModuleNotFoundError, ValueError) as error:
+        _stop(f"the preset {options.preset} cannot be counted: {error}")
+    said = ", ".join(f"{name} {value}" for name, value in facts._asdict().items())
     print(
-        f"preset {options.preset}, align.objective {cfg.align.objective}; assumed: {_said(facts)}"
-    )
-    print(
+        f"preset {options.preset}, prior.source {cfg.prior.source}, align.objective {cfg.align.objective}; "
+        f"assumed: {said}\n"
         f"{options.gpus} x {options.bf16_tflops:g} TFLOP/s in bf16, {options.fp32_tflops:g} in fp32, "
         f"of which {options.utilisation:.0%} are reached; {options.memory_gib:g} GiB each\n"
     )
-    print(table(rows(cfg, facts, hardware), hardware, options.gpus))
+    print(table(lines, hardware, options.gpus))
+    for line in filter(lambda line: line.parts, lines):
+        parts = (f"{name} {flops / 1e9:.4g}" for name, flops in line.parts.items())
+        print(f"{line.stage}, GFLOP an item: {', '.join(parts)}")
+    game = cfg.scale.train_ae.adversarial
+    if game.weight:
+        print(
+            f"adversarial: from step {game.start_step} on; TFLOP/step is the mean over all steps, kept GiB is with it"
+        )
     print(
-        "kept: the most that is held for a backward pass, over all GPUs; GiB/GPU: states and a GPU's share of it. "
-        "Not counted: reading images, elementwise arithmetic, evaluation."
+        "states: on each GPU; kept: the most that is held for a backward pass, over all GPUs; "
+        "disk: artifact and checkpoint, of which there are two while one is written.\n"
+        "Not counted: reading images, elementwise arithmetic, evaluation, features other than a transformer's."
     )
 
 
-def _said(facts: Facts) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts._asdict().items())
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _training(
-    learned: dict[str, nn.Module],
-    frozen: dict[str, nn.Module],
-    step: Callable[[], Tensor | None],
-    num_steps: int,
-    precision: Precision,
-    batch: int,
-    kept: dict[str, nn.Module] | None = None,
-) -> Work:
-    """A training stage; its artifact are the averages of the modules that are kept."""
-    artifact = FROZEN_BYTES * num_parameters((kept or learned).values())
-    checkpoint = CHECKPOINT_BYTES * num_parameters(learned.values())
-    return Work(learned, frozen, step, num_steps, precision, batch, artifact, checkpoint)
+def _stop(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def _files(learned: Mapping[str, nn.Module], kept: nn.Module) -> tuple[int, int]:
+    """Bytes of an artifact, the averages of what is kept, and of a checkpoint of all that learns."""
+    return FROZEN_BYTES * num_parameters([kept]), CHECKPOINT_BYTES * num_parameters(
+        learned.values()
+    )
+
+
+def _of_parts(part: Cost, accumulate: int) -> Cost:
+    """A step of so many parts, one after the other."""
+    return Cost(part.flops * accumulate, part.kept_bytes)
+
+
+def _without_gradient(run: Callable[[], object]) -> int:
+    """Operations of a pass that is not learned from."""
+
+    @torch.no_grad()
+    def once() -> None:
+        run()
+
+    return measure(once).flops
+
+
+def _images_looked_at(cfg: Params, facts: Facts) -> list[tuple[int, int]]:
+    """For features, of each split: images, and the most vectors that are kept of them."""
+    caps = cfg.scale.extract_features
+    found = []
+    for n, share in ((facts.train_images, 1), (facts.held_out_images, HELD_OUT)):
+        most = caps.max_vectors // share
+        images = n if caps.max_images is None else max(1, caps.max_images // share)
+        found.append((min(n, most, images), most))
+    return found
+
+
+def _transformer(cfg: Params) -> VisionTransformer | None:
+    """That makes semantic features of photographs, as `encoders.patch_tokens` sets it up; None for another source.
+
+    None as well for one that is not timm's own: that would have to be read from a folder or the hub.
+    """
+    name = cfg.prior.model or DEFAULT_TRANSFORMER
+    semantic = cfg.prior.source in ("semantic", "shuffled") and not cfg.on_digits
+    if not semantic or cfg.prior.path is not None or not timm.is_model(name):
+        return None
+    with META:
+        vit: VisionTransformer = timm.create_model(name, pretrained=False, num_classes=0)
+        rows, columns = (cfg.scale.images.size // side for side in vit.patch_embed.patch_size)
+        height, width = vit.patch_embed.patch_size
+        vit.set_input_size((rows * height, columns * width))
+    return vit.eval().requires_grad_(False)
 
 
 def _velocity(cfg: Params) -> VelocityMLP:
@@ -476,20 +667,51 @@ def _prior(cfg: Params, facts: Facts) -> FlowPrior:
     return FlowPrior(velocity, projection, cfg.scale.train_flow.time_groups)
 
 
-def _autoencoder(cfg: Params, facts: Facts) -> Autoencoder:
-    scale = cfg.scale.train_ae
-    shape = Shape(
-        image_size=cfg.scale.images.size,
-        channels=facts.channels,
-        patch_size=scale.patch_size,
-        num_latents=scale.num_latents,
-        latent_dim=cfg.scale.project.dim,
-        width=scale.width,
-        depth=scale.depth,
-        num_heads=scale.num_heads,
-    )
+def _trainee(cfg: Params, facts: Facts, teacher: Teacher | None) -> Trainee:
+    """As the stage builds it, but that no weights are loaded."""
     with META:
-        return build_autoencoder(shape, cfg.autoencoder.bottleneck)
+        shape = train_ae_stage.shape_of(cfg, facts.channels, cfg.scale.project.dim)
+        return train_ae_stage.build_trainee(cfg, shape, teacher)
+
+
+def _teacher(cfg: Params) -> tuple[Teacher | None, dict[str, nn.Module]]:
+    """As the stage `train_ae` opens it, but that no weights are loaded; and its network."""
+    softvq = cfg.scale.train_ae.softvq
+    if cfg.autoencoder.bottleneck != "softvq" or not softvq.representation_weight:
+        return None, {}
+    if cfg.on_digits:
+        network = load_digits_network("semantic").to(META)
+        return Teacher(network.features, network.width, ""), {"teacher": network}
+    options = {
+        "num_classes": 0,
+        "img_size": cfg.scale.images.size,
+        "patch_size": cfg.scale.train_ae.patch_size,
+    }
+    try:
+        with META:
+            vit = timm.create_model(softvq.representation_model, pretrained=False, **options)
+    except RuntimeError as error:  # timm does not know it
+        raise ValueError(str(error)) from error
+    vit.eval().requires_grad_(False)
+    return Teacher(
+        lambda images: vit.forward_features(images)[:, vit.num_prefix_tokens :], vit.embed_dim, ""
+    ), {"teacher": vit}
+
+
+def _judges(perceptual: PerceptualTerm, adversarial: AdversarialTerm) -> dict[str, nn.Module]:
+    """The frozen networks of the image losses."""
+    judges: dict[str, nn.Module] = {}
+    with META:
+        if perceptual.weight:
+            judges["perceptual"] = build_perceptual(pretrained=False)
+        if adversarial.weight:
+            try:
+                judges["transformer"], _ = build_discriminator(
+                    adversarial.backbone, pretrained=False
+                )
+            except RuntimeError as error:  # the folder of local-dir: is not there
+                raise ValueError(str(error)) from error
+    return judges
 
 
 def _mar(cfg: Params, facts: Facts) -> MAR:
@@ -513,18 +735,10 @@ def _latents(cfg: Params, batch: int) -> Tensor:
     return torch.empty(batch, cfg.scale.train_ae.num_latents, cfg.scale.project.dim, device=META)
 
 
-def _num_vectors(cfg: Params, facts: Facts) -> int:
-    return min(facts.feature_vectors, cfg.scale.extract_features.max_vectors)
-
-
-def _mean_masked(n: int, draws: int = 1000) -> int:
-    """Of a step, to the nearest token."""
+def _mean_masked(n: int, low: float, std: float, draws: int = 1000) -> float:
+    """Of a step's number of masked tokens."""
     generator = rng.generator(0, "plan")
-    return round(sum(draw_num_masked(n, generator) for _ in range(draws)) / draws)
-
-
-def _to_meta(draws: Tensor, dim: int = 0) -> Tensor:
-    return draws.to(META)
+    return sum(draw_num_masked(n, generator, low, std) for _ in range(draws)) / draws
 
 
 if __name__ == "__main__":

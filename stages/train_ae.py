@@ -121,7 +121,8 @@ def main(cfg: Params, root: Path) -> None:
                 images, draw = ahead(step)
                 images = images.to(session.device)
                 noise = torch.randn(batch, shape.num_latents, shape.latent_dim, generator=draw)
-                features = None if teacher is None else teacher.features(images)
+                with session.autocast(), torch.no_grad():
+                    features = None if teacher is None else teacher.features(images)
                 restored, codes, disagreement = learner.module(
                     images, session.share(noise), features
                 )
@@ -223,7 +224,7 @@ def open_teacher(cfg: Params, device: torch.device) -> Teacher | None:
             device=device,
             pretrained=softvq.representation_pretrained,
         )
-    return Teacher(lambda images: encoder(images).to(device), encoder.dim, encoder.facts["sha256"])
+    return Teacher(encoder.on_device, encoder.dim, encoder.facts["sha256"])
 
 
 class AlignmentWatch:

@@ -304,7 +304,7 @@ def test_where_nothing_can_be_kept_that_is_told_and_the_stage_goes_on(
 
 
 def test_four_processes_on_a_fresh_database_lose_no_run(tmp_path: Path) -> None:
-    """They create it once between them, and each has its run with its own figures."""
+    """Of four repositories, one database: they create it once between them, each has its run and its own figures."""
     script = (
         "import sys\nfrom pathlib import Path\nfrom flowprior.training.tracking import Tracker\n"
         "root, n = Path(sys.argv[1]), int(sys.argv[2])\n"
@@ -312,10 +312,13 @@ def test_four_processes_on_a_fresh_database_lose_no_run(tmp_path: Path) -> None:
         "for step in range(50): tracker.log(step, {'loss': n + step / 100})\n"
         "tracker.finish({'value': float(n)})\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_TRACKING_URI": uri}
+    for n in range(4):
+        (tmp_path / str(n)).mkdir()
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), str(n)],
+            [sys.executable, "-c", script, str(tmp_path / str(n)), str(n)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -325,7 +328,7 @@ def test_four_processes_on_a_fresh_database_lose_no_run(tmp_path: Path) -> None:
     said = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * 4
     assert not any("cannot be reached" in text or "locked" in text for text in said), said
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == [f"stage{n}" for n in range(4)]

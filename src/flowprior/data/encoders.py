@@ -48,10 +48,14 @@ class Encoder:
         self.dim = dim
         self.facts = facts
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
+        return self.on_device(images).float().cpu()
+
+    @torch.no_grad()
+    def on_device(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
+        """The same where it computes, in the precision of the autocast it is called under."""
         tokens: Tensor = self._network(images.to(self._device))
-        return tokens.float().cpu()
+        return tokens
 
 
 def patch_tokens(

@@ -8,7 +8,8 @@ hardly any operations.
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ LEARNED_BYTES = 20
 CHECKPOINT_BYTES = 16
 """On disk: weight, two moments, moving average."""
 FROZEN_BYTES = 4
+COPY_BYTES = 2
+"""Of any parameter under autocast: the copy in bf16 that the backward pass asks for."""
 
 
 class Cost(NamedTuple):
@@ -33,7 +36,8 @@ class Cost(NamedTuple):
 
     Attributes:
         flops: Operations, forward and backward.
-        kept_bytes: The most that is kept at one time for a backward pass; weights not counted.
+        kept_bytes: The most that is kept at one time for a backward pass; weights and their copies in
+            bf16 are not counted, nor what a checkpointed block computes again.
     """
 
     flops: int
@@ -55,7 +59,7 @@ class Hardware(NamedTuple):
     memory_bytes: float
     utilisation: float
 
-    def hours(self, flops: float, precision: Precision) -> float:
+    def hours(self, flops: float | int, precision: Precision) -> float:
         """Of one accelerator, for so many operations."""
         peak = self.bf16_flops if precision == "bf16" else self.fp32_flops
         return flops / (peak * self.utilisation) / 3600
@@ -77,7 +81,7 @@ def measure(step: Callable[[], Tensor | None], precision: Precision = "fp32") ->
     with (
         FlopCounterMode(display=False) as counter,
         torch.autograd.graph.saved_tensors_hooks(keeper.pack, keeper.unpack),
-        _AsOnGPU(precision),
+        _AsOnGPU(precision).installed(),
     ):
         loss = step()
         if loss is not None and loss.requires_grad:
@@ -90,9 +94,13 @@ def num_parameters(modules: Iterable[nn.Module]) -> int:
     return sum(p.numel() for p in {p for module in modules for p in module.parameters()})
 
 
-def state_bytes(learned: Iterable[nn.Module], frozen: Iterable[nn.Module]) -> int:
-    """Memory of weights, gradients, moments and averages."""
-    return LEARNED_BYTES * num_parameters(learned) + FROZEN_BYTES * num_parameters(frozen)
+def state_bytes(
+    learned: Iterable[nn.Module], frozen: Iterable[nn.Module], precision: Precision = "fp32"
+) -> int:
+    """Memory of weights, gradients, moments and averages, and of the weights' copies in bf16."""
+    copies = COPY_BYTES if precision == "bf16" else 0
+    of_learned, of_frozen = LEARNED_BYTES + copies, FROZEN_BYTES + copies
+    return of_learned * num_parameters(learned) + of_frozen * num_parameters(frozen)
 
 
 def sampling_flops(
@@ -108,7 +116,8 @@ def sampling_flops(
     """Operations of `MAR.sample` for one sequence: every pass of the transformers, every step of the head.
 
     A pass is a quadratic in the number of visible tokens, counted at three of them; of the head,
-    which takes every vector by itself, one evaluation is counted.
+    which takes every vector by itself, one evaluation is counted. The embedding of a time, which
+    all sequences of a batch share, is left out.
 
     Args:
         mar: On the meta device.
@@ -130,13 +139,16 @@ def sampling_flops(
 
         return measure(once).flops
 
-    def head() -> None:
-        x, c = (torch.empty(1, n, size, device=META) for size in (dim, width))
-        mar.head(x, torch.empty(1, 1, device=META), c)
+    def head(vectors: int) -> int:
+        def once() -> None:
+            x, c = (torch.empty(1, vectors, size, device=META) for size in (dim, width))
+            mar.head(x, torch.empty(1, 1, device=META), c)
+
+        return measure(once).flops
 
     with torch.no_grad():
         counted = {masked: transformers(masked) for masked in {0, n // 2, n}}
-        per_vector = measure(head).flops * (2 if solver == "heun" else 1) / n
+        per_vector = (head(2) - head(1)) * (2 if solver == "heun" else 1)
     total, masked = 0.0, n
     steps_of = head_schedule(head_steps, final_head_steps, num_iterations)
     for left, steps in zip(mask_schedule(n, num_iterations), steps_of, strict=True):
@@ -159,7 +171,7 @@ def _through(points: Mapping[int, int], x: int) -> float:
 class _AsOnGPU(TorchFunctionMode):
     """Attention that keeps no matrix of weights, and the casts of autocast, for meta tensors.
 
-    On the meta device torch writes attention out, and autocast does nothing.
+    On the meta device torch writes attention out, and has no autocast.
     """
 
     _LOW = frozenset(
@@ -167,7 +179,10 @@ class _AsOnGPU(TorchFunctionMode):
         | {torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.baddbmm, torch.einsum}
         | {Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm}
     )
-    _HIGH = frozenset({F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, F.mse_loss})
+    _HIGH = frozenset(
+        {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.mse_loss}
+        | {F.softmax, torch.softmax, F.log_softmax, torch.log_softmax}
+    )
 
     def __init__(self, precision: Precision) -> None:
         super().__init__()
@@ -187,12 +202,52 @@ class _AsOnGPU(TorchFunctionMode):
             return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3], dropout)[0]
         return func(*args, **kwargs)
 
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """In the mode, in backward passes as well, where checkpointed blocks run forward again.
+
+        Torch leaves a mode for as long as a function runs that the mode was asked about, such as
+        `Tensor.backward`. And `torch.autocast` knows no meta tensors: here it turns the casts on and off.
+        """
+        autograd: Any = torch.autograd
+        torch_autocast, torch_engine = torch.autocast, autograd._engine_run_backward
+
+        def autocast(
+            device_type: str, dtype: Any = None, enabled: bool = True, **options: Any
+        ) -> AbstractContextManager[Any]:
+            if device_type != "meta":
+                return torch_autocast(device_type, dtype, enabled, **options)
+            return self._casting(enabled)
+
+        def engine(*args: Any, **options: Any) -> Any:
+            with self:
+                return torch_engine(*args, **options)
+
+        torch.autocast = autocast  # type: ignore[assignment, misc]
+        autograd._engine_run_backward = engine
+        try:
+            with self:
+                yield
+        finally:
+            torch.autocast = torch_autocast  # type: ignore[misc]
+            autograd._engine_run_backward = torch_engine
+
+    @contextmanager
+    def _casting(self, on: bool) -> Iterator[None]:
+        before, self._bf16 = self._bf16, on
+        try:
+            yield
+        finally:
+            self._bf16 = before
+
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    floating = (
-        isinstance(value, Tensor) and value.device.type == "meta" and value.is_floating_point()
-    )
-    return value.to(dtype) if floating else value
+    if not (isinstance(value, Tensor) and value.is_meta and value.is_floating_point()):
+        return value
+    cast = value.to(dtype)
+    if isinstance(value, nn.Parameter):
+        cast.of_weight = True  # type: ignore[attr-defined]
+    return cast
 
 
 def _flash_can(args: Any, kwargs: dict[str, Any]) -> bool:
@@ -211,7 +266,8 @@ class _Keeper:
 
     def pack(self, tensor: Tensor) -> Any:
         """Count a tensor until nothing holds it any more."""
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+        whole = tensor if tensor._base is None else tensor._base
+        if isinstance(whole, nn.Parameter) or hasattr(whole, "of_weight"):
             return _Held(tensor)
         held, storage = _Held(tensor), tensor.untyped_storage()
         key = storage._cdata

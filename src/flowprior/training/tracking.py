@@ -10,6 +10,7 @@ before.
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -136,12 +137,12 @@ class Tracker:
         # A server that is down must not hold up training for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        with _QuietMigrations(), (self._root / ".mlflow.lock").open("a") as lock:
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        with _QuietMigrations(), self._lock_of(uri).open("a") as lock:
             # Creating the database is not safe from several processes at once.
             fcntl.flock(lock, fcntl.LOCK_EX)
             from mlflow import MlflowClient
 
-            uri = os.environ.get("MLFLOW_TRACKING_URI")
             self._client = MlflowClient(uri or f"sqlite:///{self._root / 'mlflow.db'}")
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             location = None if uri else (self._root / "mlruns").as_uri()
@@ -151,6 +152,15 @@ class Tracker:
                 else self._client.create_experiment(EXPERIMENT, artifact_location=location)
             )
         self._run_id = self._run_id or self._remembered() or self._create_run(experiment_id)
+
+    def _lock_of(self, uri: str | None) -> Path:
+        """A file beside the database, which several repositories may share; in the root where there is none."""
+        database = re.fullmatch(r"sqlite:///(?:file:)?([^?]+)(?:\?.*)?", uri or "")
+        if database is None:
+            return self._root / ".mlflow.lock"
+        path = Path(database[1])
+        beside = path.with_name(f".{path.name}.lock")
+        return beside if os.access(path.parent, os.W_OK) else self._root / ".mlflow.lock"
 
     def _create_run(self, experiment_id: str) -> str:
         from mlflow.entities import Param
