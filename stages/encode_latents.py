@@ -67,7 +67,7 @@ def main(cfg: Params, root: Path) -> None:
     where = root / "data/autoencoder"
     trained = load_trained(where, "autoencoder", "the stage `train_ae`")
     device = accelerator.device
-    autoencoder = trained.into(autoencoder_from(trained.config), where).to(device)
+    autoencoder = trained.build(autoencoder_from, where).to(device)
     targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
     prior = FlowPrior.load(root / "data/flow_prior")
     held_out = len(targets.column("validation", "vectors"))

@@ -15,6 +15,7 @@ from flowprior.io import (
     MANIFEST,
     ArtifactError,
     atomic_dir,
+    check_model,
     load_tensors,
     open_artifact,
     package_versions,
@@ -191,6 +192,10 @@ class FlowPrior(nn.Module):
         for name, count in (("steps", steps), ("batch_vectors", batch_vectors)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, found {count}")
+        if dim is not None and dim > tensor.shape[-1]:
+            raise ValueError(
+                f"cannot project {tensor.shape[-1]} channels to {dim}; take a dim from 1 to {tensor.shape[-1]}"
+            )
         moments = Moments(tensor.shape[-1])
         moments.update(tensor)
         projection = Projection.fit(
@@ -267,16 +272,18 @@ class FlowPrior(nn.Module):
         """
         artifact = open_artifact(Path(path), KIND, MADE_BY)
         root = artifact.path
-        config = read_json(root / "config.json")
+        config = read_json(artifact.file("config.json"))
         found = config.get("format") if isinstance(config, dict) else None
         if found != FORMAT_VERSION:
             raise ArtifactError(
                 f"{root / 'config.json'} has format {found!r}, this flowprior reads {FORMAT_VERSION}; "
                 "install the flowprior that wrote it, or train the prior again"
             )
-        tensors = load_tensors(root / "projection.safetensors")
-        weights = load_tensors(root / "velocity.safetensors")
+        tensors = load_tensors(artifact.file("projection.safetensors"))
+        weights = load_tensors(artifact.file("velocity.safetensors"))
         try:
+            sizes = (config["dim"], config["width"], config["depth"])
+            check_model(lambda: VelocityMLP(*sizes), weights)
             projection = Projection(
                 tensors["matrix"],
                 float(tensors["scale"]),
@@ -284,10 +291,10 @@ class FlowPrior(nn.Module):
                 int(config["projection_seed"]),
             )
             with rng.scoped(0, "load"):
-                velocity = VelocityMLP(config["dim"], config["width"], config["depth"])
+                velocity = VelocityMLP(*sizes)
             velocity.load_state_dict(weights)
             prior = cls(velocity, projection, config["time_groups"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a wrong config provokes
             raise ArtifactError(f"{root} does not hold the prior it describes: {error}") from None
         prior.digest = artifact.digest
         return prior

@@ -44,10 +44,8 @@ class Sampler:
         self.num_tokens = shape.num_tokens
         self._device = device
         self._precision = precision
-        self._autoencoder: Autoencoder = autoencoder.into(
-            autoencoder_from(autoencoder.config), where[0]
-        ).to(device)
-        self._mar = mar.into(MAR(shape), where[1]).to(device)
+        self._autoencoder: Autoencoder = autoencoder.build(autoencoder_from, where[0]).to(device)
+        self._mar = mar.build(lambda config: MAR(MARShape(**config["shape"])), where[1]).to(device)
         self._mean = torch.tensor(mar.config["latents_mean"], device=device)
         self._std = float(mar.config["latents_std"])
 

@@ -1,6 +1,7 @@
 """The plan of a preset: the counts of the paper's sizes, what the stages really do at small ones, and its mistakes."""
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -404,6 +405,32 @@ def test_the_number_of_gpus_divides_hours_and_memory(capsys: pytest.CaptureFixtu
     (all_one, one), (all_four, four) = found
     assert all_one == all_four == one
     assert four == pytest.approx(one / 4, rel=0.01)
+
+
+def test_the_table_of_the_readme_is_the_plan(imagenet: dict[str, plan.Work]) -> None:
+    """Of eight H100."""
+    text = (params.ROOT / "README.md").read_text(encoding="utf-8")
+    shown = dict(
+        re.findall(
+            r"^\| `(\w+)` \| ([\d.]+ \| [\d ]+ . [\d ]+ \| .*) \|$", text, flags=re.MULTILINE
+        )
+    )
+    counted = {}
+    for stage, work in imagenet.items():
+        line = plan.row(stage, work, plan.H100)
+        if line.steps:
+            size = f"{math.ceil(line.steps):,} \N{MULTIPLICATION SIGN} {line.batch:,}".replace(
+                ",", " "
+            )
+            values = (
+                line.step_flops / 1e12,
+                line.gpu_bytes(8) / plan.GIB,
+                line.disk_bytes / plan.GIB,
+                line.gpu_hours,
+            )
+            figures = " | ".join(f"{value:.1f}" for value in values)
+            counted[stage] = f"{line.learned / 1e6:.1f} | {size} | {figures}"
+    assert shown == counted
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowprior import rng
-from flowprior.io import digest
+from flowprior.io import digest, tar_members
 
 Source = Literal["digits", "imagefolder", "webdataset"]
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 VALIDATION_FRACTION = 0.2
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+"""What PIL may take a file for: for EPS it would start Ghostscript, whatever the file is called."""
+MAX_PIXELS = 2**27
+"""Of an image, also on the way to its size: a few bytes can promise any number."""
+MAX_IMAGE_BYTES = 2**28
 SMALLEST_CROP = 0.8
 """Of a random crop: share of the image's short side."""
 
@@ -321,6 +326,8 @@ class WebShards(EncodedImages):
 
     def _content(self, row: int) -> tuple[bytes, str]:
         shard, offset, length = self._samples[row]
+        if length > MAX_IMAGE_BYTES:
+            raise ValueError(f"{shard} at byte {offset} has an image of {length} bytes")
         with shard.open("rb") as file:
             file.seek(offset)
             return file.read(length), f"{shard} at byte {offset}"
@@ -341,22 +348,19 @@ def decode(
     Raises:
         ValueError: The bytes are not an image that can be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            image = opened.convert("RGB")
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
-    # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
     zoom, down, right, mirrored = (0.0,) * 4 if crop is None else crop.tolist()
     side = int(size + zoom * (int(size / SMALLEST_CROP) + 1 - size))
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            width, height = opened.size
+            if max(width * height, side * side * max(opened.size) // min(opened.size)) > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
+            image = opened.convert("RGB")
+    except Exception as error:  # PIL raises whatever the damaged bytes provoke
+        raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
+    # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
@@ -410,27 +414,24 @@ def _num_classes(folder: Path) -> int:
 
 def _index_shard(shard: Path) -> Iterator[tuple[str, int, int, int]]:
     """(key, label, offset, length of the image) of every sample of a shard, in order."""
-    import tarfile
-
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                if info.isreg():
-                    folder, slash, name = info.name.rpartition("/")
-                    key, _, extension = name.partition(".")
-                    key = folder + slash + key
-                    samples.setdefault(key, {})["." + extension.lower()] = info
-            for key, members in samples.items():
-                image = next((members[e] for e in EXTENSIONS if e in members), None)
-                if image is None or ".cls" not in members:
-                    raise ValueError(f"{shard}: sample {key!r} lacks an image or a .cls member")
-                member = tar.extractfile(members[".cls"])
-                text = member.read(32).decode("ascii", "replace").strip() if member else ""
-                if not re.fullmatch(r"\d{1,9}", text):
-                    raise ValueError(
-                        f"{shard}: sample {key!r} has the class {json.dumps(text)}, not a number"
-                    )
-                yield key, int(text), image.offset_data, image.size
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not an uncompressed tar: {error}") from None
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for info in tar_members(shard):
+        if info.isreg():
+            folder, slash, name = info.name.rpartition("/")
+            key, _, extension = name.partition(".")
+            key = folder + slash + key
+            samples.setdefault(key, {})["." + extension.lower()] = (info.offset_data, info.size)
+    with shard.open("rb") as file:
+        for key, members in samples.items():
+            image = next((members[e] for e in EXTENSIONS if e in members), None)
+            if image is None or ".cls" not in members:
+                raise ValueError(f"{shard}: sample {key!r} lacks an image or a .cls member")
+            offset, length = members[".cls"]
+            file.seek(offset)
+            text = file.read(min(length, 32)).decode("ascii", "replace").strip()
+            if not re.fullmatch(r"\d{1,6}", text):
+                raise ValueError(
+                    f"{shard}: sample {key!r} has the class {json.dumps(text)}, not a number "
+                    "below 1 000 000"
+                )
+            yield key, int(text), *image

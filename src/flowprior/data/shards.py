@@ -6,9 +6,9 @@ any rows without loading the rest.
 """
 
 import io
-import tarfile
-import tokenize
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowprior.io import Artifact, ArtifactError, open_artifact, write_manifest
+from flowprior.io import Artifact, ArtifactError, open_artifact, tar_members, write_manifest
 
 Array = NDArray[Any]
 FLOAT16_MAX = 65504.0
@@ -47,6 +47,7 @@ class ShardWriter:
         self._pending: list[dict[str, Array]] = []
         self._tar: Any = None
         self._open_shard: tuple[str, int] | None = None
+        self._path = directory
 
     def write(self, split: str, arrays: Mapping[str, Array]) -> None:
         """Append rows to a split.
@@ -117,6 +118,7 @@ class ShardWriter:
             self._close_tar()
             self._tar = TarWriter(str(self._directory / name), encoder=False, mtime=0)
             self._open_shard = (split, shard)
+            self._path = self._directory / name
         sample: dict[str, Any] = {"__key__": f"{index:06d}"}
         for field, array in sorted(arrays.items()):
             buffer = io.BytesIO()
@@ -124,15 +126,29 @@ class ShardWriter:
                 buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
             )
             sample[f"{field}.npy"] = buffer.getvalue()
-        self._tar.write(sample)
+        with self._telling():
+            self._tar.write(sample)
         rows = len(next(iter(arrays.values())))
         facts["blocks"].append({"shard": name, "key": sample["__key__"], "rows": rows})
         facts["rows"] += rows
 
     def _close_tar(self) -> None:
         if self._tar is not None:
-            self._tar.close()
+            with self._telling():
+                self._tar.close()
             self._tar = None
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """An error of the disk names the shard."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, ValueError):  # else its finaliser would try again, and complain
+                self._tar.close()
+            self._tar = None
+            error.filename = error.filename or str(self._path)
+            raise
 
 
 class Column:
@@ -236,6 +252,10 @@ class ShardReader:
                 f"{self.path} has no array {field!r} in split {split!r}, only {sorted(facts['fields'])}"
             )
         expected = facts["fields"][field]
+        try:
+            dtype = np.dtype(expected["dtype"][:16])
+        except (TypeError, ValueError, SyntaxError) as error:
+            raise ArtifactError(f"the manifest of {self.path}, array {field!r}: {error}") from None
         blocks = []
         members: dict[str, dict[str, tuple[int, int]]] = {}
         maps: dict[str, Array] = {}  # one for each tar: a map holds a file open
@@ -250,34 +270,53 @@ class ShardReader:
             if name not in members[shard]:
                 raise ArtifactError(f"{self.path / shard} has no member {name!r}")
             shape = (block["rows"], *expected["shape"])
-            blocks.append(
-                _map_npy(
-                    self.path / shard,
-                    maps[shard],
-                    name,
-                    members[shard][name],
-                    np.dtype(expected["dtype"]),
-                    shape,
-                )
-            )
+            # Each member once: a short file that names one a million times would be a long array.
+            place = members[shard].pop(name)
+            blocks.append(_map_npy(self.path / shard, maps[shard], name, place, dtype, shape))
         if not blocks:
             raise ArtifactError(f"split {split!r} of {self.path} is empty")
+        if sum(map(len, blocks)) != facts["rows"]:
+            raise ArtifactError(
+                f"split {split!r} of {self.path} holds {sum(map(len, blocks))} rows, its manifest "
+                f"says {facts['rows']}"
+            )
         return Column(blocks)
 
     def _split(self, split: str) -> Any:
-        splits = self.manifest.get("splits", {})
+        splits = self.manifest.get("splits")
+        splits = splits if isinstance(splits, dict) else {}
         if split not in splits:
             raise ArtifactError(f"{self.path} has no split {split!r}, only {sorted(splits)}")
+        if not _well_formed(splits[split]):
+            raise ArtifactError(f"the manifest of {self.path} does not describe split {split!r}")
         return splits[split]
+
+
+def _well_formed(split: object) -> bool:
+    """Whether a manifest's entry of a split has the form that `ShardWriter` gives it."""
+    match split:
+        case {"rows": int(), "fields": dict(fields), "blocks": list(blocks)}:
+            return all(map(_is_field, fields.values())) and all(map(_is_block, blocks))
+    return False
+
+
+def _is_field(field: object) -> bool:
+    match field:
+        case {"dtype": str(), "shape": list(shape)}:
+            return len(shape) < 32 and all(isinstance(n, int) and n >= 0 for n in shape)
+    return False
+
+
+def _is_block(block: object) -> bool:
+    match block:
+        case {"shard": str(), "key": str(), "rows": int(rows)}:
+            return rows > 0
+    return False
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:
     """Name to (offset, size) of the regular files of a tar; anything else in it is an error."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            infos = tar.getmembers()
-    except (tarfile.TarError, OSError) as error:
-        raise ArtifactError(f"{path} is not an uncompressed tar: {error}") from None
+    infos = tar_members(path)
     for info in infos:
         if not info.isreg() or "/" in info.name:
             raise ArtifactError(f"{path} holds {info.name!r}, which is not a plain file of its own")
@@ -299,19 +338,19 @@ def _map_npy(
         try:
             np.lib.format.read_magic(file)
             found = np.lib.format.read_array_header_1_0(file)
-        except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        except Exception as error:  # numpy parses it as Python and raises whatever that provokes
             raise ArtifactError(f"{path}: member {name!r} is not an .npy array: {error}") from None
         start = file.tell()
     if found != (shape, False, dtype):
         raise ArtifactError(
             f"{path}: member {name!r} holds {found}, expected {(shape, False, dtype)}"
         )
-    if start - offset + int(np.prod(shape)) * dtype.itemsize != size or dtype.hasobject:
+    if dtype.kind not in "biufc":
+        raise ArtifactError(f"{path}: member {name!r} holds {dtype}, not numbers")
+    if start - offset + math.prod(shape) * dtype.itemsize != size:
         raise ArtifactError(f"{path}: member {name!r} has {size} bytes, too few or too many")
-    if not np.prod(shape):
+    if not math.prod(shape):
         return np.empty(shape, dtype=dtype)
-    if start + int(np.prod(shape)) * dtype.itemsize > len(mapped):
-        raise ArtifactError(f"{path} ends within member {name!r}")
     return np.ndarray(shape, dtype=dtype, buffer=mapped, offset=start)
 
 

@@ -1,6 +1,6 @@
 """Trained models as artifacts: written by a training stage, read by the stages behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from flowprior.io import (
+    MANIFEST,
     ArtifactError,
     atomic_dir,
+    check_model,
     load_tensors,
     open_artifact,
     read_json,
@@ -48,6 +50,34 @@ class Trained(NamedTuple):
             raise ArtifactError(f"{where} does not hold the model it describes: {error}") from None
         return module.eval().requires_grad_(False)
 
+    def build(self, make: Callable[[dict[str, Any]], Module], where: Path) -> Module:
+        """Build a module from the config and load the weights into it; see `into`.
+
+        A config of a stranger may ask for a module that no memory holds: it is first built without.
+
+        Args:
+            make: From the config to a module.
+            where: The folder, for messages.
+
+        Raises:
+            ArtifactError: Config and weights do not fit, or the config is not one.
+        """
+        try:
+            _check_sizes(self.config, sum(tensor.numel() for tensor in self.weights.values()))
+            check_model(lambda: make(self.config), self.weights)
+        except Exception as error:  # whatever a wrong config provokes
+            raise ArtifactError(f"{where} does not hold the model it describes: {error}") from None
+        return self.into(make(self.config), where)
+
+
+def _check_sizes(config: object, most: int) -> None:
+    """No size of a model is negative or exceeds the number of its weights: the meta device is not free of all cost."""
+    if isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            _check_sizes(value, most)
+    elif isinstance(config, int) and not 0 <= config <= most:
+        raise ValueError(f"a size of {config} with {most} weights")
+
 
 def save_trained(
     path: Path,
@@ -70,6 +100,9 @@ def load_trained(path: Path, kind: str, made_by: str) -> Trained:
         ArtifactError: It cannot be trusted.
     """
     artifact = open_artifact(path, kind, made_by)
-    config = read_json(path / "config.json")
-    weights = load_tensors(path / f"{kind}.safetensors")
-    return Trained(config, weights, artifact.digest, artifact.manifest["provenance"]["inputs"])
+    config = read_json(artifact.file("config.json"))
+    weights = load_tensors(artifact.file(f"{kind}.safetensors"))
+    match artifact.manifest.get("provenance"), config:
+        case {"inputs": dict(inputs)}, dict():
+            return Trained(config, weights, artifact.digest, inputs)
+    raise ArtifactError(f"{path} has no inputs in its {MANIFEST}, or its config.json is no object")

@@ -14,8 +14,15 @@ from jaxtyping import Int64, UInt8
 from numpy.lib import format as npy
 from torch import Tensor
 
+from flowprior.io import regular_size
+
 IMAGES = "arr_0"
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError)
+MAX_HEADER_BYTES = 2**14
+"""Numpy reads headers of up to 10 000 characters."""
+MAX_IMAGE_BYTES = 2**28
+MAX_INFLATION = 1100
+"""What deflate can make of a byte is a little less."""
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, whether in Fortran's order, and type."""
 
@@ -68,6 +75,12 @@ class NpzImages:
                 f"{path}: {IMAGES} must be uint8 [n, h, w, 1 or 3] in C order, found {dtype} {list(shape)}"
             )
         self._count, *self.size, self.channels = shape
+        if self._count < 0 or min(self.size) < 1 or math.prod(shape[1:]) > MAX_IMAGE_BYTES:
+            raise ValueError(f"{path}: {IMAGES} has the shape {list(shape)}")
+        if self._count > (most := path.stat().st_size * MAX_INFLATION):
+            raise ValueError(
+                f"{path} ends before image {self._count}: it cannot hold more than {most} bytes"
+            )
 
     def __len__(self) -> int:
         return self._count
@@ -97,10 +110,15 @@ class NpzImages:
     def _open(self) -> tuple[io.BufferedIOBase, Header]:
         """The member behind its header."""
         try:
+            regular_size(self._path)
             archive = zipfile.ZipFile(self._path)
-            file = cast(io.BufferedIOBase, archive.open(f"{IMAGES}.npy"))
-            version = npy.read_magic(file)
+            with archive.open(f"{IMAGES}.npy") as member:
+                start = io.BytesIO(member.read(MAX_HEADER_BYTES))
+            version = npy.read_magic(start)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            return file, read(file)
-        except (*DAMAGE, KeyError, ValueError) as error:
+            header = read(start)
+            file = cast(io.BufferedIOBase, archive.open(f"{IMAGES}.npy"))
+            file.read(start.tell())
+            return file, header
+        except Exception as error:  # zipfile and numpy raise whatever the damaged bytes provoke
             raise ValueError(f"{self._path} is not an .npz with {IMAGES}: {error}") from None

@@ -18,7 +18,6 @@ import fcntl
 import json
 import os
 import shutil
-import socket
 import sys
 import time
 import zipfile
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowprior import rng
-from flowprior.io import digest, file_digest, write_atomic
+from flowprior.io import digest, file_digest, hold, write_atomic
 from flowprior.optim import Schedule, adamw, moving_average, schedule
 from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
@@ -394,7 +393,15 @@ class Session:
             "counts": self._counts,
         }
         scratch = self.folder / "state.pt.tmp"
-        torch.save(state, scratch)
+        try:
+            torch.save(state, scratch)
+        except RuntimeError as error:  # torch's word for a disk that is full
+            raise OSError(
+                f"the checkpoint {scratch} cannot be written ({str(error).splitlines()[0]}); is the disk full? The "
+                "one before it is kept"
+            ) from error
+        with scratch.open("r+b") as file:
+            os.fsync(file.fileno())  # else the name may be on the disk before what it names
         os.replace(scratch, self.folder / "state.pt")
 
     def _restore(self) -> int:
@@ -451,28 +458,11 @@ def code_digest() -> str:
     return digest({name: file_digest(path) for name, path in sorted(files.items())})
 
 
-def hold(path: Path, what: str) -> Any:
-    """Take an exclusive lock on a file, waiting (and saying for whom) while another process has it."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        print(
-            f"{what}: waiting for {file.read().strip() or 'another process'}, which does the same work",
-            file=sys.stderr,
-        )
-        fcntl.flock(file, fcntl.LOCK_EX)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
 def _forget_finished(folder: Path) -> None:
     """Remove the stage's finished checkpoints of other keys, but for the newest few.
 
-    Those may belong to runs that were killed before dvc.lock was written.
+    Those may belong to runs that were killed before dvc.lock was written. One that a process is at
+    work in stays.
     """
     finished = [
         other / "finished"
@@ -482,4 +472,6 @@ def _forget_finished(folder: Path) -> None:
     with suppress(FileNotFoundError):  # another process of the same stage may be tidying up too
         finished.sort(key=lambda marker: marker.stat().st_mtime, reverse=True)
         for marker in finished[FINISHED_KEPT:]:
-            shutil.rmtree(marker.parent, ignore_errors=True)
+            with suppress(BlockingIOError), (marker.parent / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(marker.parent, ignore_errors=True)
