@@ -240,3 +240,20 @@ def test_other_images_stop_the_stages_behind(repository: Path) -> None:
                 run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], repository)
     finally:
         late.unlink()
+
+
+def test_preflight_finds_everything_and_names_what_is_missing(repository: Path) -> None:
+    preflight = ["env", "PYTHONPATH=src", "HF_HUB_OFFLINE=1", "python", "stages/preflight.py"]
+    said = run([*preflight, "--preset", "imagenet"], repository)
+    assert said.count("  ok  ") == 7
+    assert "192 train and 48 validation, 4 classes" in said
+    assert "all there for preset imagenet" in said
+    tree = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+    critic = Path(tree["presets"]["imagenet"]["train_ae"]["adversarial"]["backbone"].split(":")[1])
+    critic.rename(critic.with_name("elsewhere"))
+    try:
+        with pytest.raises(AssertionError, match="MISSING  discriminator") as failed:
+            run([*preflight, "--preset", "imagenet"], repository)
+    finally:
+        critic.with_name("elsewhere").rename(critic)
+    assert str(failed.value).count("  ok  ") == 5  # what it costs cannot be counted either
