@@ -1,0 +1,101 @@
+"""Bring the numbers of README.md's tables up to date with the committed metrics.
+
+Reads   metrics/
+Writes  README.md
+
+    python stages/readme.py
+
+Only numbers change, each with as many digits as it has; rows, words and what a number means stay
+(`tests/test_readme.py` tells where the two differ).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TOY_HEADER = "| objective | pulls by |"
+TOY_COLUMNS = ("within_mode_std_ratio", "coverage", "recall", "nll_gap")
+DIGITS_HEADER = "| objective | PSNR, dB |"
+DIGITS_COLUMNS = (
+    "encode_latents.psnr_db",
+    "encode_latents.std_ratio_median",
+    "encode_latents.latent_recall",
+    "encode_latents.nll_gap_nats",
+    "encode_latents.linear_probe_accuracy",
+    "sample_eval.fd_digits",
+    "sample_eval.fd_digits_guided",
+    "sample_eval.label_agreement",
+    "sample_eval.label_agreement_guided",
+)
+THEORY_HEADER = "| | target samples | the pulled latents |"
+THEORY_ROWS = ("alignment", "alignment_minus_divergence", "weighted")
+THEORY_COLUMNS = ("targets", "latents", "off_target")
+RESULT = re.compile(r"^\| `(\w+)\.(\w+)` \| ([-\d.]+)(?: \| ([-\d.]+))? \|", re.MULTILINE)
+"""A row of the results: stage and name of a metric, its value, the guided one."""
+
+
+def read(root: Path, name: str) -> Any:
+    """A metrics file."""
+    return json.loads((root / f"metrics/{name}.json").read_text(encoding="utf-8"))
+
+
+def like(value: float, shown: str) -> str:
+    """The value with as many digits as what is shown."""
+    return f"{value:.{len(shown.partition('.')[2])}f}"
+
+
+def updated(text: str, root: Path = ROOT) -> str:
+    """README's text with the numbers of the metrics below a root."""
+
+    def result(row: re.Match[str]) -> str:
+        stage, name, plain, guided = row.groups()
+        metrics = read(root, stage)
+        cells = [like(metrics[name], plain)]
+        if guided:
+            cells.append(like(metrics[f"{name}_guided"], guided))
+        return f"| `{stage}.{name}` | {' | '.join(cells)} |"
+
+    text = RESULT.sub(result, text)
+    text = _table(text, TOY_HEADER, 1, lambda name, i: _toy(root, name, i))
+    digits = read(root, "objectives")
+    text = _table(text, DIGITS_HEADER, 0, lambda name, i: [digits[name][DIGITS_COLUMNS[i]]])
+    theory = read(root, "toy/theory_mixture")
+    rows = iter(range(3 * len(THEORY_ROWS)))
+
+    def coefficients(_: str, column: int) -> list[float]:
+        stem = f"spearman_{THEORY_ROWS[next(rows) // 3]}_{THEORY_COLUMNS[column]}"
+        return [theory[f"{stem}_closed_form"], theory[f"{stem}_trained"]]
+
+    return _table(text, THEORY_HEADER, 0, coefficients)
+
+
+def _toy(root: Path, name: str, column: int) -> list[float]:
+    return [read(root, f"toy/objectives/{name}")[TOY_COLUMNS[column]]]
+
+
+def _table(text: str, header: str, words: int, values: Any) -> str:
+    """Rewrite the numbers of the table below a header; `words` cells behind the first hold none."""
+    before, found, after = text.partition(f"\n{header}")
+    if not found:
+        raise ValueError(f"README.md has no table {header!r}")
+    body, end, rest = after.partition("\n\n")
+    lines = body.split("\n")
+    for at, line in enumerate(lines[2:], 2):
+        first, *cells = line.strip("|").split("|")
+        for column, cell in enumerate(cells[words:]):
+            cells[words + column] = _cell(cell, values(first.strip().strip("`"), column))
+        lines[at] = f"|{'|'.join([first, *cells])}|"
+    return before + found + "\n".join(lines) + end + rest
+
+
+def _cell(cell: str, values: Sequence[float]) -> str:
+    waiting = iter(values)
+    return re.sub(r"-?\d+(?:\.\d+)?", lambda number: like(next(waiting), number[0]), cell)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
