@@ -333,3 +333,29 @@ def test_a_stage_stops_within_a_second_and_touches_nothing(tmp_path, stage: str)
             break
     assert best <= 1
     assert [path.name for path in (workspace / "data").iterdir()] == ["kept"]
+
+
+def test_under_dvc_the_message_says_how_the_outputs_come_back(tmp_path) -> None:
+    """DVC has removed them by then."""
+    tree = changed("align.weight", -1.0)
+    workspace = tmp_path / "w"
+    (workspace / "stages").mkdir(parents=True)
+    for file in (ROOT / "stages").glob("*.py"):
+        (workspace / "stages" / file.name).write_bytes(file.read_bytes())
+    (workspace / "params.yaml").write_text(yaml.safe_dump(tree))
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+    said = {}
+    for name, extra in (("by hand", {}), ("under DVC", {"DVC_STAGE": "train_ae"})):
+        done = subprocess.run(
+            [sys.executable, "stages/train_ae.py"],
+            cwd=workspace,
+            env=environment | extra,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "align.weight: found -1.0" in done.stderr
+        said[name] = done.stderr
+    assert "dvc checkout" in said["under DVC"]
+    assert "dvc checkout" not in said["by hand"]
