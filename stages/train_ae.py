@@ -115,7 +115,7 @@ def main(cfg: Params, root: Path) -> None:
             crops = session.share(torch.rand(batch, 4, generator=draw)).cpu() if cropped else None
             return train.images(session.share(rows).cpu(), crops)
 
-        ahead = Ahead(session, load)
+        ahead = Ahead(session, load, threaded=not cfg.on_digits)
         for step in session.steps():
             for _ in session.parts():
                 images, draw = ahead(step)

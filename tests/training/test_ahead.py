@@ -20,9 +20,9 @@ def _no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWPRIOR_MLFLOW", "off")
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(("accumulate", "threaded"), [(1, True), (3, True), (3, False)])
 def test_batches_and_generators_are_those_of_the_step_and_part(
-    tmp_path: Path, accumulate: int
+    tmp_path: Path, accumulate: int, threaded: bool
 ) -> None:
     """Each is made once, none beyond the last step."""
     made = []
@@ -32,7 +32,7 @@ def test_batches_and_generators_are_those_of_the_step_and_part(
         return made[-1]
 
     with session(tmp_path, accumulate=accumulate) as running:
-        ahead = Ahead(running, make)
+        ahead = Ahead(running, make, threaded)
         for step in running.steps():
             for part in running.parts():
                 batch, draw = ahead(step)

@@ -22,11 +22,16 @@ class Ahead(Generic[T]):
     Args:
         session: Whose steps and parts they are.
         make: Gives a batch, and may draw from the step's generator first of all.
+        threaded: False makes each batch when it is asked for: where that is next to no work, a
+            thread costs more, since its tensors bring threads of their own that wait for one another.
     """
 
-    def __init__(self, session: Session, make: Callable[[torch.Generator], T]) -> None:
+    def __init__(
+        self, session: Session, make: Callable[[torch.Generator], T], threaded: bool = True
+    ) -> None:
         self._session = session
         self._make = make
+        self._threaded = threaded
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._next: tuple[tuple[int, int], Future[tuple[T, torch.Generator]]] | None = None
 
@@ -36,6 +41,9 @@ class Ahead(Generic[T]):
         Raises:
             Exception: Whatever `make` raised.
         """
+        if not self._threaded:
+            draw = self._session.generator("step", step)
+            return self._make(draw), draw
         plan, now = self._session.plan, (step, self._session.part)
         waiting = self._next
         future = waiting[1] if waiting and waiting[0] == now else self._start(now)
