@@ -486,7 +486,7 @@ def test_a_revision_is_a_name_or_a_commit(tmp_path: Path, cache: Path, revision:
 def test_without_network_the_message_says_how_to_bring_the_model(
     tmp_path: Path, cache: Path, kept: list[str]
 ) -> None:
-    """The command to run elsewhere, and the parameter to set here."""
+    """The command to run elsewhere, and what to do with what it brings."""
     folder = transformers_folder(tmp_path / "model", sharded=False)
     for file in list(folder.iterdir()):
         if file.name not in kept:
@@ -494,7 +494,8 @@ def test_without_network_the_message_says_how_to_bring_the_model(
     if kept:
         fill_cache(cache, MODEL, folder, COMMIT)
     with pytest.raises(
-        RuntimeError, match=rf"cannot be had .*`hf download {MODEL} .*prior\.path.*\$HF_HOME"
+        RuntimeError,
+        match=rf"cannot be had .*`hf download {MODEL} .*/folder instead of the model.*\$HF_HOME",
     ):
         embedding_table(None, MODEL)
 

@@ -130,7 +130,7 @@ def test_the_kernel_density_is_that_of_the_blurred_target() -> None:
 
 def test_blocks_do_not_change_the_kernel_density(monkeypatch: pytest.MonkeyPatch) -> None:
     target = build_target("spiral")
-    points, other = samples(target, 37), samples(target, 500, seed=1)
+    points, other = samples(target, 37).double(), samples(target, 500, seed=1).double()
     whole = kernel_log_density(points, other)
     monkeypatch.setattr(toy2d, "KERNEL_BLOCK", 1)
     torch.testing.assert_close(kernel_log_density(points, other), whole)

@@ -316,8 +316,8 @@ def test_ones_own_images_go_through_every_stage(tmp_path: Path, inception_weight
     other = clone(tmp_path / "clone")
     text = (other / "params.yaml").read_text(encoding="utf-8")
     for old, new in (
-        ("source: digits ", "source: imagefolder "),
-        ("path: null\n  split_seed", f"path: {images}\n  split_seed"),
+        ("source: auto ", "source: imagefolder "),
+        ("path: null              # folder of your", f"path: {images}  # folder of your"),
         ("source: semantic", "source: gaussian"),
         ("weights: null", f"weights: {inception_weights}"),
         ("num_samples: 100\n", "num_samples: 12\n"),
