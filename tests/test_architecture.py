@@ -5,7 +5,8 @@ import pytest
 from .stages.closure import ROOT, imported_files
 
 LAYERS = (
-    {"io", "rng"},
+    {"locks", "rng"},
+    {"io"},
     {"optim", "flow", "metrics"},
     {"models"},
     {"prior"},

@@ -8,18 +8,17 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import stat
-import sys
-import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from reprlib import repr as brief
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
+
+from flowprior.locks import claim
 
 if TYPE_CHECKING:
     import torch
@@ -28,14 +27,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 STALE_SECONDS = 600
 """Age at which the scratch of `write_atomic` is that of a killed process: writing a file takes less."""
-STARTED = time.time()
-"""When this process began, for who came first of two that write the same."""
 MAX_JSON_BYTES = 2**26
 """Ten times the largest manifest of the imagenet preset; parsed, JSON takes up to thirty times its size."""
-MAX_TAR_HEADER_BYTES = 2**13
-"""A name has at most 4096 bytes; and `tarfile` before Python 3.11.10 takes time quadratic in this."""
-
-_claimed: dict[Path, Any] = {}
 
 
 class ArtifactError(ValueError):
@@ -147,62 +140,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def hold(path: Path, what: str) -> Any:
-    """Take an exclusive lock on a file, waiting (and saying for whom) while another process has it."""
-    file = _locked(path, what)
-    _sign(file)
-    return file
-
-
-def _locked(path: Path, what: str) -> Any:
-    import fcntl  # is not on every system, and a library's user takes no locks
-
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        other = file.readline().strip() or "another process"
-        sys.stderr.write(f"{what}: waiting for {other}, which does the same work\n")
-        sys.stderr.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
-def _sign(file: Any, *lines: str) -> None:
-    file.truncate(0)
-    file.write("\n".join([f"process {os.getpid()} on {socket.gethostname()}", *lines]))
-    file.flush()
-
-
-def _claim(final: Path) -> None:
-    """Under DVC, keep an output to this process until it ends: its metrics follow, and belong to it.
-
-    A DVC that is killed alone leaves its stage running. The stage that the next DVC starts waits for
-    that orphan here; an orphan that comes later leaves the output to it.
-
-    Raises:
-        ArtifactError: A process that was started after this one has had the output.
-    """
-    final = final.resolve()
-    if "DVC_STAGE" not in os.environ or final in _claimed:
-        return
-    folder = Path.cwd() / ".ckpt/outputs"  # of the workspace: experiments elsewhere do not wait
-    folder.mkdir(parents=True, exist_ok=True)
-    file = _locked(folder / f"{final.name}-{digest(str(final))[:12]}.lock", final.name)
-    file.seek(0)
-    other, _, started = file.read().partition("\n")
-    # What lies in the future is of a clock that was set back since.
-    if started and STARTED < float(started) <= time.time():
-        file.close()
-        raise ArtifactError(
-            f"{final} is left to {other}, which was started later than this process {os.getpid()}: "
-            "the DVC that started this one was killed"
-        )
-    _sign(file, repr(STARTED))
-    _claimed[final] = file
-
-
 @contextmanager
 def atomic_dir(final: Path) -> Iterator[Path]:
     """Yield a fresh sibling of `final`; it takes the name `final` only if the block succeeds.
@@ -211,11 +148,11 @@ def atomic_dir(final: Path) -> Iterator[Path]:
     DVC one process at a time has `final`, until it ends.
 
     Raises:
-        ArtifactError: Under DVC: this process was left behind by a DVC that was killed, and the
+        LeftBehindError: Under DVC: this process was left behind by a DVC that was killed, and the
             stage was started again since.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    _claim(final)
+    claim(final)
     old = final.with_name(f".{final.name}.old")
     if old.exists() and not final.exists():  # killed between the two renames below
         os.replace(old, final)
@@ -341,58 +278,6 @@ def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
     return Artifact(path, manifest, file_digest(file))
 
 
-class _Headers:
-    """A tar's file as `tarfile` is let see it: read in small pieces, and forward only.
-
-    Else a header can have it take a terabyte of memory, or read in circles (CVE-2025-8194).
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def read(self, count: int) -> bytes:
-        if not 0 <= count <= MAX_TAR_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header says that it has {count} bytes")
-        return self._file.read(count)
-
-    def seek(self, offset: int) -> int:
-        if offset < self._file.tell() - 1:  # tarfile looks at the byte before a header
-            raise tarfile.ReadError("a header leads backwards")
-        return self._file.seek(offset)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def tar_members(path: Path) -> list[tarfile.TarInfo]:
-    """The members of an uncompressed tar, in order: of each the header alone is read.
-
-    `tarfile` itself takes a damaged header or a missing end for the end of the tar.
-
-    Raises:
-        ArtifactError: The file is absent, no such tar, cut short or damaged, or a member is not
-            one piece of it.
-    """
-    size = regular_size(path)
-    try:
-        with path.open("rb") as file:
-            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
-                members: list[tarfile.TarInfo] = tar.getmembers()
-            file.seek(tar.offset)
-            ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except Exception as error:  # tarfile raises whatever the damaged bytes provoke
-        raise ArtifactError(f"{path} is not an uncompressed tar: {error}") from None
-    if not ended:
-        raise ArtifactError(
-            f"{path} is not an uncompressed tar, or cut short or damaged: "
-            f"at byte {tar.offset} there is neither a header nor the end"
-        )
-    for info in members:
-        if info.issparse() or (info.isreg() and not 0 <= info.size <= size - info.offset_data):
-            raise ArtifactError(f"{path} holds {brief(info.name)}, which is not one piece of it")
-    return members
-
-
 def save_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
     """Write tensors as safetensors without metadata (which would change the bytes between runs)."""
     from safetensors.torch import save
@@ -414,41 +299,3 @@ def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
         return tensors
     except Exception as error:  # its own, and torch's for shapes and types that torch has not
         raise ArtifactError(f"{path} is not a safetensors file: {error}") from None
-
-
-def check_model(
-    make: "Callable[[], torch.nn.Module]", tensors: "Mapping[str, torch.Tensor]"
-) -> None:
-    """Make sure that a model would have the names and shapes of these tensors, before it takes memory.
-
-    It is built on the meta device: sizes that a stranger wrote down cost nothing there. And it is
-    not built to the end where it gets far more parameters than there are tensors.
-
-    Args:
-        make: Builds the model; what it raises is raised.
-        tensors: A state that is to be loaded.
-
-    Raises:
-        ValueError: It would have others.
-    """
-    import torch
-    from torch.nn.modules.module import register_module_parameter_registration_hook
-
-    allowed = 2 * len(tensors) + 100  # some are replaced while a model is built
-
-    def count(*_: object) -> None:
-        nonlocal allowed
-        allowed -= 1
-        if allowed < 0:
-            raise ValueError(f"it would have far more than the {len(tensors)} tensors there are")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            expected = {name: list(t.shape) for name, t in make().state_dict().items()}
-    finally:
-        hook.remove()
-    for name in sorted(expected.keys() | tensors.keys()):
-        found = list(tensors[name].shape) if name in tensors else "missing"
-        if found != (wanted := expected.get(name, "no such tensor")):
-            raise ValueError(f"{name} is {found}, expected {wanted}")

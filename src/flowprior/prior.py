@@ -15,7 +15,6 @@ from flowprior.io import (
     MANIFEST,
     ArtifactError,
     atomic_dir,
-    check_model,
     load_tensors,
     open_artifact,
     package_versions,
@@ -26,6 +25,7 @@ from flowprior.io import (
 )
 from flowprior.metrics.moments import Moments
 from flowprior.models.projection import Operator, Projection
+from flowprior.models.sizes import check_model
 from flowprior.models.velocity import VelocityMLP
 from flowprior.optim import adamw, moving_average, schedule
 

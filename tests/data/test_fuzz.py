@@ -23,6 +23,7 @@ from PIL import Image
 
 from flowprior.data.images import WebShards, decode
 from flowprior.data.shards import ShardReader, ShardWriter
+from flowprior.data.tars import tar_members
 from flowprior.data.trained import load_trained
 from flowprior.io import (
     MANIFEST,
@@ -31,7 +32,6 @@ from flowprior.io import (
     open_artifact,
     read_json,
     save_tensors,
-    tar_members,
     write_json,
     write_manifest,
 )

@@ -20,12 +20,12 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 import params
-from flowprior import io as files
 from flowprior import prior as prior_module
 from flowprior import rng
 from flowprior.data import images as images_module
 from flowprior.data.images import WebShards, decode
 from flowprior.data.shards import ShardReader
+from flowprior.data.tars import MAX_TAR_HEADER_BYTES, tar_members
 from flowprior.data.trained import Trained, load_trained, save_trained
 from flowprior.io import (
     MANIFEST,
@@ -34,7 +34,6 @@ from flowprior.io import (
     open_artifact,
     read_json,
     save_tensors,
-    tar_members,
     write_json,
     write_manifest,
 )
@@ -256,7 +255,7 @@ def test_a_tar_that_lies_about_its_members_is_refused(tmp_path: Path, name: str)
 
 def test_a_header_of_digits_does_not_take_for_ever(tmp_path: Path) -> None:
     """The time that Python before 3.11.10 takes for it is quadratic in its length."""
-    digits = b"1" * files.MAX_TAR_HEADER_BYTES
+    digits = b"1" * MAX_TAR_HEADER_BYTES
     (tmp_path / "0.tar").write_bytes(block("x", len(digits), b"x") + digits + PLAIN + END)
     started = time.perf_counter()
     with no_hang():

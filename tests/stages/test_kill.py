@@ -18,7 +18,8 @@ import psutil  # DVC needs it
 import pytest
 import yaml
 
-from flowprior.io import STALE_SECONDS, atomic_dir, hold, write_atomic
+from flowprior.io import STALE_SECONDS, atomic_dir, write_atomic
+from flowprior.locks import hold
 from flowprior.training.session import FINISHED_KEPT, Session, _forget_finished
 
 from .closure import ROOT

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowprior import rng
-from flowprior.io import digest, tar_members
+from flowprior.data.tars import tar_members
+from flowprior.io import digest
 
 Source = Literal["digits", "imagefolder", "webdataset"]
 Split = Literal["train", "validation"]
@@ -170,7 +172,7 @@ class Digits:
         return self._pixels[torch.as_tensor(rows)]
 
 
-class EncodedImages:
+class EncodedImages(ABC):
     """What trees and shards share: files by row, decoded in threads; see `open_images` for damaged ones.
 
     Attributes:
@@ -204,9 +206,9 @@ class EncodedImages:
         parts = [None] * len(numbers) if crops is None else list(crops)
         return torch.stack(list(_threads().map(self._image, numbers, parts)))
 
+    @abstractmethod
     def _content(self, row: int) -> tuple[bytes, str]:
         """Bytes of an image, and what to call it."""
-        raise NotImplementedError
 
     def _image(self, row: int, crop: Tensor | None) -> Tensor:
         found = self._decoded(row, crop)

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowprior.io import Artifact, ArtifactError, open_artifact, tar_members, write_manifest
+from flowprior.data.tars import tar_members
+from flowprior.io import Artifact, ArtifactError, open_artifact, write_manifest
 
 Array = NDArray[Any]
 FLOAT16_MAX = 65504.0

@@ -11,7 +11,6 @@ from flowprior.io import (
     MANIFEST,
     ArtifactError,
     atomic_dir,
-    check_model,
     load_tensors,
     open_artifact,
     read_json,
@@ -19,6 +18,7 @@ from flowprior.io import (
     write_json,
     write_manifest,
 )
+from flowprior.models.sizes import check_model
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowprior import rng
-from flowprior.io import digest, file_digest, hold, write_atomic
+from flowprior.io import digest, file_digest, write_atomic
+from flowprior.locks import hold
 from flowprior.optim import Schedule, adamw, moving_average, schedule
 from flowprior.training.device import start_accelerator
 from flowprior.training.tracking import Tracker
