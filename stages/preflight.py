@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+import costs
 import plan
 from evaluator import open_reference
 from extract_features import open_source
@@ -102,7 +103,7 @@ def _find_inception(cfg: Params) -> str:
 
 
 def _find_room(cfg: Params, images: dict[str, ImageSet]) -> str:
-    usual = plan.DIGITS if cfg.on_digits else plan.IMAGENET
+    usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
     facts = usual
     if len(images) == len(SPLITS):
         facts = usual._replace(

@@ -42,6 +42,11 @@ def main() -> None:
         raise SystemExit(
             "commit or stash what you changed first: experiments start from a clean tree"
         )
+    if subprocess.run(["git", "symbolic-ref", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode:
+        raise SystemExit(
+            "HEAD is detached, as a `dvc exp run` that was killed leaves it, and what you commit is on no branch: "
+            "go back with `git switch <branch>` first"
+        )
     table = {}
     for objective in OBJECTIVES:
         subprocess.run(

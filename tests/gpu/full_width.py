@@ -89,6 +89,7 @@ def run_stage(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
 
     import torch
 
+    import costs
     import plan
     from flowprior.training.session import Session
 
@@ -111,8 +112,8 @@ def run_stage(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
         return {}
     scale = getattr(cfg.scale, stage)
     steps = scale.steps - scale.steps // 3
-    usual = plan.DIGITS if cfg.on_digits else plan.IMAGENET
-    row = plan.row(stage, plan.STAGES[stage](cfg, usual), plan.H100)
+    usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
+    row = plan.row(stage, costs.STAGES[stage](cfg, usual), plan.H100)
     per_second = steps / (marks[1] - marks[0])
     peak = matmul_flops(scale.precision, matmul_size)
     batch = scale.batch_vectors if stage == "train_flow" else scale.batch_images

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import costs
 import encode_latents
 import extract_features
 import params
@@ -68,14 +69,14 @@ def count(*modules: nn.Module) -> int:
 
 
 @pytest.fixture(scope="module")
-def imagenet() -> dict[str, plan.Work]:
+def imagenet() -> dict[str, costs.Work]:
     """The plan of the paper's sizes."""
     cfg = plan.load("imagenet", copy.deepcopy(TREE))
-    facts = plan.assumed(cfg)
-    return {stage: work(cfg, facts) for stage, work in plan.STAGES.items()}
+    facts = costs.assumed(cfg)
+    return {stage: work(cfg, facts) for stage, work in costs.STAGES.items()}
 
 
-def test_parameters_are_the_papers(imagenet: dict[str, plan.Work]) -> None:
+def test_parameters_are_the_papers(imagenet: dict[str, costs.Work]) -> None:
     """From the authors' code (reference.md §1.1, §3, §4, §7): there the maps to and from the latents are apart."""
     learned, frozen = imagenet["train_ae"].learned, imagenet["train_ae"].frozen
     autoencoder = learned["autoencoder"].autoencoder
@@ -91,7 +92,7 @@ def test_parameters_are_the_papers(imagenet: dict[str, plan.Work]) -> None:
     assert count(imagenet["train_mar"].learned["mar"]) == pytest.approx(207.5e6, rel=1e-3)
 
 
-def test_operations_are_those_of_the_papers_sizes(imagenet: dict[str, plan.Work]) -> None:
+def test_operations_are_those_of_the_papers_sizes(imagenet: dict[str, costs.Work]) -> None:
     """For each image, counted by hand: 6 operations a parameter and token where it learns, 4 where its input does."""
     parts = imagenet["train_ae"].parts
     assert parts["autoencoder"] == pytest.approx(1.227e12, rel=0.02)
@@ -114,7 +115,7 @@ def test_operations_are_those_of_the_papers_sizes(imagenet: dict[str, plan.Work]
     assert sampled["with guidance"] - decoded == pytest.approx(2 * 2.94e12, rel=0.02)
 
 
-def test_memory_and_disk_are_of_the_right_size(imagenet: dict[str, plan.Work]) -> None:
+def test_memory_and_disk_are_of_the_right_size(imagenet: dict[str, costs.Work]) -> None:
     """States by hand; the rest between what weights alone take and what is absurd."""
     row = plan.row("train_ae", imagenet["train_ae"], H100)
     assert row.state_bytes == 22 * row.learned + 6 * row.frozen
@@ -133,7 +134,7 @@ def test_memory_and_disk_are_of_the_right_size(imagenet: dict[str, plan.Work]) -
 def test_a_batch_in_parts_needs_a_part_of_the_memory_and_as_many_operations() -> None:
     for stage in ("train_flow", "train_ae", "train_mar"):
         whole, parts = (
-            plan.STAGES[stage](cfg, plan.assumed(cfg))
+            costs.STAGES[stage](cfg, costs.assumed(cfg))
             for cfg in (changed("digits", {f"{stage}.accumulate": n}) for n in (1, 4))
         )
         assert parts.cost.kept_bytes == pytest.approx(whole.cost.kept_bytes / 4, rel=0.05)
@@ -142,7 +143,7 @@ def test_a_batch_in_parts_needs_a_part_of_the_memory_and_as_many_operations() ->
 
 def test_checkpointing_lowers_memory_and_adds_a_forward_pass() -> None:
     off, on = (
-        plan.train_ae(cfg, plan.assumed(cfg))
+        costs.train_ae(cfg, costs.assumed(cfg))
         for cfg in (
             changed("digits", {"train_ae.gradient_checkpointing": x}) for x in (False, True)
         )
@@ -156,7 +157,7 @@ def test_checkpointing_lowers_memory_and_adds_a_forward_pass() -> None:
 def test_every_variant_can_be_counted(bottleneck: str, objective: str) -> None:
     changes = {".autoencoder.bottleneck": bottleneck, ".align.objective": objective}
     cfg = changed("smoke", changes)
-    work = plan.train_ae(cfg, plan.assumed(cfg))
+    work = costs.train_ae(cfg, costs.assumed(cfg))
     assert list(work.learned) == ["autoencoder", *["fake_flow"] * (objective == "dmd")]
     assert (work.parts["alignment"] == 0) == (objective == "none")
 
@@ -268,22 +269,22 @@ def counts(photographs: params.Params, workspace: Path) -> dict[str, list[int]]:
 @pytest.fixture
 def planned(
     photographs: params.Params, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], plan.Work]:
+) -> Callable[[str], costs.Work]:
     """The plan of a stage, of the same sizes."""
-    for module in (image_losses, plan):
+    for module in (image_losses, costs):
         monkeypatch.setattr(module, "build_discriminator", narrow_discriminator)
-    facts = plan.assumed(photographs)._replace(train_images=64, held_out_images=16, num_classes=2)
-    return lambda stage: plan.STAGES[stage](photographs, facts)
+    facts = costs.assumed(photographs)._replace(train_images=64, held_out_images=16, num_classes=2)
+    return lambda stage: costs.STAGES[stage](photographs, facts)
 
 
 def test_the_flow_trains_at_the_planned_cost(
-    counts: dict[str, list[int]], planned: Callable[[str], plan.Work]
+    counts: dict[str, list[int]], planned: Callable[[str], costs.Work]
 ) -> None:
     assert counts["train_flow"] == [planned("train_flow").cost.flops] * STEPS
 
 
 def test_the_autoencoder_trains_at_the_planned_cost(
-    counts: dict[str, list[int]], planned: Callable[[str], plan.Work]
+    counts: dict[str, list[int]], planned: Callable[[str], costs.Work]
 ) -> None:
     """Before and after the game begins; the last step, which looks at gradients as well, apart."""
     work = planned("train_ae")
@@ -310,13 +311,13 @@ def test_a_soft_quantiser_and_a_second_flow_train_at_the_planned_cost(
     }
     cfg = changed("smoke", SHORT | changes)
     found = run_counted(cfg, workspace, train_ae)  # of the flow that is there
-    work = plan.train_ae(cfg, plan.assumed(cfg))
+    work = costs.train_ae(cfg, costs.assumed(cfg))
     assert found["train_ae"][0] == pytest.approx(work.cost.flops, rel=1e-3)
     assert count(work.learned["autoencoder"]) > count(work.learned["autoencoder"].autoencoder)
 
 
 def test_mar_trains_at_the_planned_cost(
-    counts: dict[str, list[int]], planned: Callable[[str], plan.Work]
+    counts: dict[str, list[int]], planned: Callable[[str], costs.Work]
 ) -> None:
     """Over 20 draws of the number of masked tokens, which spread the costs of steps."""
     found = counts["train_mar"]
@@ -325,15 +326,15 @@ def test_mar_trains_at_the_planned_cost(
 
 
 def test_encoding_and_sampling_cost_what_is_planned(
-    photographs: params.Params, planned: Callable[[str], plan.Work]
+    photographs: params.Params, planned: Callable[[str], costs.Work]
 ) -> None:
     """As the stages do it: views of all images, held-out ones back again; tokens and decoding, twice."""
-    facts = plan.assumed(photographs)
+    facts = costs.assumed(photographs)
     encoding, sampling = (getattr(photographs.scale, s) for s in ("encode_latents", "sample_eval"))
     with rng.scoped(0):
         shape = train_ae.shape_of(photographs, facts.channels, photographs.scale.project.dim)
         autoencoder = build_autoencoder(shape, "plain")
-        mar = MAR(plan._mar(photographs, facts._replace(num_classes=2)).shape).eval()
+        mar = MAR(costs._mar(photographs, facts._replace(num_classes=2)).shape).eval()
     images = torch.zeros(16, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         for _ in range(5):  # 64 images to train with and 16 held out
@@ -370,7 +371,7 @@ def test_a_line_for_each_stage_and_one_for_all(
     text = capsys.readouterr().out
     for stage in params.SCIENCE:
         assert len(re.findall(rf"^{stage} .*(fp32|bf16)$", text, re.MULTILINE)) == 1
-    assert list(plan.STAGES) == list(params.SCIENCE)
+    assert list(costs.STAGES) == list(params.SCIENCE)
     assert re.search(r"^in all \S+ GPU-hours, \S+ hours on 2 GPUs, \S+ GiB", text, re.MULTILINE)
     assert re.search(r"of which 40% are reached", text)
     assert "train_images 1438" in text
@@ -379,8 +380,8 @@ def test_a_line_for_each_stage_and_one_for_all(
 
 def test_hours_are_inverse_to_utilisation_and_to_the_peak() -> None:
     cfg = plan.load("smoke", copy.deepcopy(TREE))
-    facts = plan.assumed(cfg)
-    works = {stage: work(cfg, facts) for stage, work in plan.STAGES.items()}
+    facts = costs.assumed(cfg)
+    works = {stage: work(cfg, facts) for stage, work in costs.STAGES.items()}
     for stage, work in works.items():
         whole, half = (
             plan.row(stage, work, H100._replace(utilisation=u)).gpu_hours for u in (0.5, 0.25)
@@ -407,7 +408,7 @@ def test_the_number_of_gpus_divides_hours_and_memory(capsys: pytest.CaptureFixtu
     assert four == pytest.approx(one / 4, rel=0.01)
 
 
-def test_the_table_of_the_readme_is_the_plan(imagenet: dict[str, plan.Work]) -> None:
+def test_the_table_of_the_readme_is_the_plan(imagenet: dict[str, costs.Work]) -> None:
     """Of eight H100."""
     text = (params.ROOT / "README.md").read_text(encoding="utf-8")
     shown = dict(
@@ -510,7 +511,7 @@ def test_digits_in_the_file_do_not_stand_in_the_way_of_photographs() -> None:
     tree["images"]["source"] = "digits"
     cfg = plan.load("imagenet", tree)
     assert not cfg.on_digits
-    assert plan.assumed(cfg).train_images == 1_281_167
+    assert costs.assumed(cfg).train_images == 1_281_167
     assert tree["images"]["source"] == "digits"
 
 
@@ -519,7 +520,7 @@ def test_features_are_counted_as_the_stage_caps_them() -> None:
 
     def found(preset: str, source: str, **caps: int | None) -> tuple[int, int]:
         changes = {f"extract_features.{name}": value for name, value in caps.items()}
-        facts = plan.assumed(changed(preset, {".prior.source": source, **changes}))
+        facts = costs.assumed(changed(preset, {".prior.source": source, **changes}))
         return facts.feature_vectors, facts.feature_dim
 
     assert found("digits", "semantic") == (16 * (1438 + 359), 64)
@@ -534,7 +535,7 @@ def test_features_are_counted_as_the_stage_caps_them() -> None:
 
 
 def test_the_passes_of_a_transformer_for_features_are_counted(
-    imagenet: dict[str, plan.Work],
+    imagenet: dict[str, costs.Work],
 ) -> None:
     """DINOv2's ViT-B/14 on 18 x 18 patches: 2 operations a parameter of a block and token, and attention's."""
     work = imagenet["extract_features"]
@@ -545,4 +546,4 @@ def test_the_passes_of_a_transformer_for_features_are_counted(
     assert TREE["presets"]["imagenet"]["extract_features"]["max_images"] == 100_000
     assert work.num_steps * work.batch == 100_000 + 10_000
     table = changed("imagenet", {".prior.source": "textual"})
-    assert plan.extract_features(table, plan.assumed(table)).cost.flops == 0
+    assert costs.extract_features(table, costs.assumed(table)).cost.flops == 0
