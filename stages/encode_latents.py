@@ -6,6 +6,7 @@ labels;
                                        mean and std of the training latents in the manifest
         metrics/encode_latents.json    rFD or rFID, PSNR, SSIM, latent statistics, linear probe; how held-out latents
                                        compare with held-out targets, and whether they look collapsed
+        metrics/sheets/reconstructions.png  a few held-out images of every class, each with its reconstruction behind it
 """
 
 import params
@@ -45,13 +46,27 @@ from flowprior.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
 from flowprior.prior import FlowPrior
 from flowprior.training.device import in_turn, start_accelerator
+from flowprior.training.machine import usage
 from flowprior.training.tracking import Tracker
+from sheets import by_class, first_of_each, save_sheet
 
 STAGE = "encode_latents"
 NEIGHBOURS = 5
 """k of the coverage metrics."""
 AMBIGUOUS = ("precision", "recall", "recall_control", "density")
 """Of latents against targets; sample_eval has keys of these names, of samples against images."""
+SHEET_COLUMNS = 4
+"""Images of a class on the sheet, each with its reconstruction."""
+HEADLINE = (
+    "psnr_db",
+    "rfd_digits",
+    "rfid",
+    "std_ratio_median",
+    "latent_recall",
+    "nll_gap_nats",
+    "collapsed",
+    "linear_probe_accuracy",
+)
 MATCH_VECTORS = 5000
 NLL_VECTORS = 1000
 
@@ -149,6 +164,8 @@ def main(cfg: Params, root: Path) -> None:
             std=moments.std,
         )
     num_damaged = damaged()
+    sheet = root / "metrics/sheets/reconstructions.png"
+    save_sheet(reconstruction_sheet(restored, images["validation"]), sheet)
     latents = ShardReader.open(root / "data/latents", "latents", f"the stage `{STAGE}`")
     match = match_metrics(latents, targets, prior.to(device), cfg.seed)
     stds = moments.covariance.diagonal().sqrt()
@@ -171,10 +188,10 @@ def main(cfg: Params, root: Path) -> None:
         "num_corrupt_images": num_damaged,
         **evaluator.facts,
         "seed": cfg.seed,
-        "seconds": time.perf_counter() - started,
+        **usage(time.perf_counter() - started),
     }
     write_json(root / f"metrics/{STAGE}.json", metrics)
-    tracker.finish(metrics)
+    tracker.finish(metrics, headline=HEADLINE)
 
 
 @torch.no_grad()
@@ -217,6 +234,18 @@ def reconstruction_metrics(
         "ssim": float(torch.cat(ssims).mean()),
         "lpips": None,  # VGG's five poolings leave nothing of 8 x 8 pixels
     }
+
+
+@torch.no_grad()
+def reconstruction_sheet(
+    restore: Callable[[Tensor], Tensor], images: ImageSet
+) -> NDArray[np.uint8]:
+    """The first images of each class, each with its reconstruction behind it, [classes, columns, h, w, c]."""
+    rows = first_of_each(images.labels, SHEET_COLUMNS)
+    originals = images.images(rows)
+    pair = [to_uint8(part) for part in (originals, restore(originals))]
+    labels = images.labels[rows].repeat_interleave(2)
+    return by_class(torch.stack(pair, 1).flatten(0, 1), labels, 2 * SHEET_COLUMNS)
 
 
 def match_metrics(

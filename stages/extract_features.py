@@ -36,6 +36,7 @@ from flowprior.data.tables import (
 from flowprior.io import atomic_dir, digest, provenance, write_json
 from flowprior.metrics.moments import Moments
 from flowprior.training.device import start_accelerator
+from flowprior.training.machine import usage
 from flowprior.training.tracking import Tracker
 
 STAGE = "extract_features"
@@ -173,7 +174,7 @@ def main(cfg: Params, root: Path) -> None:
         "effective_rank": moments.effective_rank,
         "num_corrupt_images": sum(len(images.corrupt) for images in source.images.values()),
         "seed": cfg.seed,
-        "seconds": time.perf_counter() - started,
+        **usage(time.perf_counter() - started),
     }
     write_json(root / f"metrics/{STAGE}.json", metrics)
     tracker.finish(metrics)

@@ -8,6 +8,8 @@ from matplotlib import use
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sheets import tile
+
 use("Agg")
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -47,14 +49,14 @@ def sample_figure(panels: Sequence[tuple[str, NDArray[np.uint8]]], labels: Seque
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.02, top=0.92, wspace=0.06)
     for axis, (title, images) in zip(axes, panels, strict=True):
-        axis.imshow(_tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.imshow(tile(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
-    tile = images.shape[2] + 1
-    axes[0].set_yticks([row * tile + tile / 2 for row in range(rows)], list(labels), fontsize=9)
+    pitch = images.shape[2] + 1
+    axes[0].set_yticks([row * pitch + pitch / 2 for row in range(rows)], list(labels), fontsize=9)
     axes[0].tick_params(axis="y", length=0)
     return figure
 
@@ -63,14 +65,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG without anything that changes from run to run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
-
-
-def _tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, h, w, c] as one picture with light lines between the images."""
-    rows, columns, h, w, c = images.shape
-    page = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, c), 160, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (h + 1) + 1, column * (w + 1) + 1
-            page[top : top + h, left : left + w] = images[row, column]
-    return page[..., 0] if c == 1 else page

@@ -676,11 +676,25 @@ def read_yaml(path: Path) -> object:
         ParamsError: It is absent or not YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return read_text(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
+    except UnicodeDecodeError as error:
         raise ParamsError(f"{path} is not YAML: {error}") from None
+
+
+def read_text(text: str, name: str) -> object:
+    """Read a text by the rules of YAML 1.2.
+
+    Raises:
+        ParamsError: It is not YAML; `name` says what is not.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ParamsError:
+        raise
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        raise ParamsError(f"{name} is not YAML: {error}") from None
 
 
 def parse(tree: object) -> Params:

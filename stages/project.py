@@ -25,6 +25,7 @@ from flowprior.io import atomic_dir, provenance, save_tensors, write_json
 from flowprior.metrics.distances import pair_distortion
 from flowprior.metrics.moments import Moments
 from flowprior.models.projection import Projection
+from flowprior.training.machine import usage
 from flowprior.training.tracking import Tracker
 
 STAGE = "project"
@@ -78,7 +79,7 @@ def main(cfg: Params, root: Path) -> None:
         "distortion_p95": distortion.p95,
         "num_pairs": distortion.num_pairs,
         "seed": cfg.seed,
-        "seconds": time.perf_counter() - started,
+        **usage(time.perf_counter() - started),
     }
     write_json(root / f"metrics/{STAGE}.json", metrics)
     tracker.finish(metrics)

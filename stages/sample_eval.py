@@ -6,6 +6,7 @@ Writes  data/samples/                       samples.npz and samples_guided.npz, 
         metrics/sample_eval.json            Fréchet distance, inception score, precision, recall;
                                             digits: label agreement; other images: KID; samples/s
         metrics/figures/samples.png         samples beside real images, a row for every class
+        metrics/sheets/samples.png          a few samples of every class: without guidance, then with
 """
 
 import params
@@ -14,13 +15,12 @@ from params import Params
 params.check(__name__, every_rank=True)
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,10 +33,22 @@ from flowprior.metrics.npz import NpzImages, write_npz
 from flowprior.metrics.reconstruction import to_uint8
 from flowprior.sampling import Sampler
 from flowprior.training.device import in_turn, start_accelerator
+from flowprior.training.machine import usage
 from flowprior.training.tracking import Tracker
+from sheets import by_class, first_of_each, pick, save_sheet
 
 STAGE = "sample_eval"
-GRID_ROWS = GRID_COLUMNS = 10
+COLUMNS = 10
+SHEET_COLUMNS = 4
+"""Images of a class: in the figure; on the sheet, for each guidance."""
+HEADLINE = (
+    "fd_digits",
+    "fd_digits_guided",
+    "label_agreement",
+    "label_agreement_guided",
+    "fid",
+    "fid_guided",
+)
 
 
 def main(cfg: Params, root: Path) -> None:
@@ -80,27 +92,28 @@ def main(cfg: Params, root: Path) -> None:
         inputs = {**sampler.inputs, "images": held_out.digest}
         made_from = provenance(cfg.shaping(STAGE), inputs, "torch", "numpy")
         write_manifest(out, kind="samples", provenance=made_from)
-    num_rows = min(train.num_classes, GRID_ROWS)
-    panels = []
+    panels, columns = [], []
     for suffix, title in (("", "no guidance"), ("_guided", f"guidance {cfg.guidance.scale:g}")):
         samples = NpzImages(root / f"data/samples/samples{suffix}.npz")
         found = evaluator.judge(samples.pieces(scale.batch_images), labels)
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
-        shown = _pick(samples.pieces(scale.batch_images), rows := _shown(labels))
-        panels.append((title, _grid(shown, labels[rows], num_rows)))
-    real = to_uint8(held_out.images(rows := _shown(held_out.labels)))
-    panels.append(("real, held out", _grid(real, held_out.labels[rows], num_rows)))
-    names = [str(label) for label in range(num_rows)]
+        shown = pick(samples.pieces(scale.batch_images), rows := first_of_each(labels, COLUMNS))
+        panels.append((title, by_class(shown, labels[rows], COLUMNS)))
+        columns.append(panels[-1][1][:, :SHEET_COLUMNS])
+    save_sheet(np.concatenate(columns, axis=1), root / "metrics/sheets/samples.png")
+    real = to_uint8(held_out.images(rows := first_of_each(held_out.labels, COLUMNS)))
+    panels.append(("real, held out", by_class(real, held_out.labels[rows], COLUMNS)))
+    names = [str(label) for label in range(len(panels[0][1]))]
     save_figure(sample_figure(panels, names), root / "metrics/figures/samples.png")
     metrics |= {
         "guidance_scale": cfg.guidance.scale,
         "num_samples": scale.num_samples,
         **evaluator.facts,
         "seed": cfg.seed,
-        "seconds": time.perf_counter() - started,
+        **usage(time.perf_counter() - started),
     }
     write_json(root / f"metrics/{STAGE}.json", metrics)
-    tracker.finish(metrics, [root / "metrics/figures/samples.png"])
+    tracker.finish(metrics, [root / "metrics/figures/samples.png"], headline=HEADLINE)
 
 
 def draw(
@@ -135,34 +148,6 @@ def draw(
     pieces = in_turn(accelerator, len(parts), work)
     hidden = None if accelerator.is_main_process else True
     yield from tqdm(pieces, desc=f"{STAGE} {guidance_scale:g}", total=len(parts), disable=hidden)
-
-
-def _shown(labels: Tensor) -> Tensor:
-    """Rows of the first few images of the first ten classes, ascending."""
-    rows = [(labels == label).nonzero()[:GRID_COLUMNS, 0] for label in range(GRID_ROWS)]
-    return torch.cat(rows).sort().values
-
-
-def _pick(pieces: Iterable[Tensor], rows: Tensor) -> Tensor:
-    """Images by ascending rows out of pieces that come in order; none is asked for behind the last."""
-    picked = []
-    start = 0
-    for piece in pieces:
-        picked.append(piece[rows[(rows >= start) & (rows < start + len(piece))] - start])
-        start += len(piece)
-        if start > rows[-1]:
-            break
-    return torch.cat(picked)
-
-
-def _grid(images: Tensor, labels: Tensor, num_rows: int) -> NDArray[np.uint8]:
-    """Images by class, [classes, columns, h, w, c]; grey where there are too few."""
-    pages = images.permute(0, 2, 3, 1).numpy()
-    grid = np.full((num_rows, GRID_COLUMNS, *pages.shape[1:]), 160, dtype=np.uint8)
-    for label in range(num_rows):
-        chosen = pages[(labels == label).numpy()]
-        grid[label, : len(chosen)] = chosen
-    return grid
 
 
 if __name__ == "__main__":

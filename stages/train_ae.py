@@ -39,10 +39,12 @@ from flowprior.training.ahead import Ahead
 from flowprior.training.device import start_accelerator
 from flowprior.training.fake_flow import FakeFlow
 from flowprior.training.image_losses import AdversarialTerm, ImageLosses, PerceptualTerm
+from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
 from flowprior.training.softvq_terms import SoftVQTerms, Teacher, Trainee
 
 STAGE = "train_ae"
+HEADLINE = ("held_out_alignment_loss", "spearman_r5")
 NEIGHBOURS = (1, 5, 10)
 EVAL_DRAWS = 8
 EVAL_BATCH = 512
@@ -167,13 +169,13 @@ def main(cfg: Params, root: Path) -> None:
             metrics = summarise(curves, cfg.seed) | {
                 "num_latents": len(rows_watched) * shape.num_latents,
                 "seed": cfg.seed,
-                "seconds": session.seconds,
+                **usage(session.seconds),
                 "images_per_second": scale.steps * scale.batch_images / session.seconds,
             }
             write_json(root / f"metrics/{STAGE}.json", metrics)
             figure = root / "metrics/figures/alignment.png"
             save_figure(_figure(curves.get("alignment", []), metrics), figure)
-            session.tracker.finish(metrics, [figure])
+            session.tracker.finish(metrics, [figure], headline=HEADLINE)
 
 
 def shape_of(cfg: Params, channels: int, latent_dim: int) -> Shape:

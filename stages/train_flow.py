@@ -25,6 +25,7 @@ from flowprior.metrics.two_sample import classifier_two_sample
 from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
 from flowprior.prior import FlowPrior
+from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_flow"
@@ -72,7 +73,7 @@ def main(cfg: Params, root: Path) -> None:
             metrics = evaluate(prior, targets, scale.eval_vectors, cfg.seed)
             metrics |= {
                 "seed": cfg.seed,
-                "seconds": session.seconds,
+                **usage(session.seconds),
                 "vectors_per_second": scale.steps * scale.batch_vectors / session.seconds,
             }
             write_json(root / f"metrics/{STAGE}.json", metrics)

@@ -22,6 +22,7 @@ from flowprior.data.shards import Column, ShardReader
 from flowprior.data.trained import save_trained
 from flowprior.io import provenance, write_csv, write_json
 from flowprior.models.mar import MAR, MARShape, draw_masking
+from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_mar"
@@ -99,7 +100,7 @@ def main(cfg: Params, root: Path) -> None:
                 "held_out_loss": held_out_loss,
                 "num_held_out": len(held_out.labels),
                 "seed": cfg.seed,
-                "seconds": session.seconds,
+                **usage(session.seconds),
                 "images_per_second": scale.steps * scale.batch_images / session.seconds,
             }
             write_json(root / f"metrics/{STAGE}.json", metrics)

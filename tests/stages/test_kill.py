@@ -23,12 +23,10 @@ from flowprior.locks import hold
 from flowprior.training.session import FINISHED_KEPT, Session, _forget_finished
 
 from .closure import ROOT
-from .test_pipeline import BIN, STAGES, clone, hashes, stages_run
+from .test_pipeline import BIN, STAGES, USED, clone, hashes, stages_run
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PATIENCE = 240
-TIMES = ("seconds", "_per_second")
-"""How the keys of metrics end that may differ."""
 
 # What the stages are launched with: counts the moments of a run, and sends a signal at the one that is asked for.
 HOOK = """
@@ -198,7 +196,7 @@ def made(root: Path, stage: str) -> dict[str, Any]:
             found[name] = hashes(root / name)
         elif name == f"metrics/{stage}.json":
             metrics = json.loads((root / name).read_text(encoding="utf-8"))
-            found[name] = {k: v for k, v in metrics.items() if not k.endswith(TIMES)}
+            found[name] = {k: v for k, v in metrics.items() if not k.endswith(USED)}
         else:
             found[name] = (root / name).read_bytes()
     return found

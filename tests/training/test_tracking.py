@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from flowprior.command import main
 from flowprior.io import digest
+from flowprior.training.machine import machine
 from flowprior.training.tracking import BATCH, EXPERIMENT, KEPT, Tracker, flatten
 
 CONFIG = {"seed": 0, "scale": {"width": 3, "optimizer": {"lr": 1e-3}}, "guidance": None}
@@ -56,6 +57,7 @@ class Tracked(NamedTuple):
     client: Any
     run_id: str
     runs: list[Any]
+    parents: list[Any]
     errors: str
 
 
@@ -88,13 +90,26 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
         os.environ["DVC_EXP_NAME"] = "heavy-tail"
         third = tracker(root, stage="project", config={"seed": 1})
         third.start(root / "other.json")
-        third.finish({"std": 1.0})
+        third.finish({"std": 1.0, "mean": 0.0}, headline=["std", "fid"])
+        fourth = tracker(
+            root, stage="train_flow", config={"seed": 1, "scale.train_flow": {"width": 8}}
+        )
+        fourth.start(root / "another.json")
+        for step in range(3):
+            fourth.log(step, {"loss": 1.0})
+        fourth.finish({"loss": 0.5}, headline=["loss"])
+        tracker(root, stage="project", config={"seed": 2}).finish({"std": 2.0})
 
         client = second._client
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        runs = client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])
+        runs, parents = (
+            client.search_runs(
+                [experiment.experiment_id], f"tags.kind = '{kind}'", order_by=["start_time ASC"]
+            )
+            for kind in ("stage", "experiment")
+        )
     run_id = json.loads((root / "tracking.json").read_text())["run_id"]
-    return Tracked(uri, client, run_id, runs, errors.getvalue())
+    return Tracked(uri, client, run_id, runs, parents, errors.getvalue())
 
 
 # --- what is tracked --------------------------------------------------------------------------------
@@ -103,7 +118,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
 def test_a_resumed_stage_goes_on_in_its_run(tracked: Tracked) -> None:
     """Two processes, one run; the other configuration has its own. Nothing went wrong on the way."""
     assert tracked.errors == ""
-    assert len(tracked.runs) == 2
+    assert len(tracked.runs) == 4
     assert tracked.runs[0].info.run_id == tracked.run_id
     assert tracked.runs[0].info.status == "FINISHED"
 
@@ -134,7 +149,7 @@ def test_parameters_are_flat_with_dotted_keys(tracked: Tracked) -> None:
 
 def test_tags_say_stage_experiment_and_configuration(tracked: Tracked) -> None:
     """DVC's name of the experiment where there is one, and a name to read in the list of runs."""
-    own, other = (run.data.tags for run in tracked.runs)
+    own, other, *_ = (run.data.tags for run in tracked.runs)
     assert own["stage"] == STAGE
     assert own["experiment"] == "workspace"
     assert own["config"] == digest(CONFIG)[:12]
@@ -142,6 +157,31 @@ def test_tags_say_stage_experiment_and_configuration(tracked: Tracked) -> None:
     assert other["experiment"] == "heavy-tail"
     assert other["mlflow.runName"] == "project/heavy-tail"
     assert other["config"] != own["config"]
+
+
+def test_tags_say_what_the_run_was_made_on(tracked: Tracked) -> None:
+    """Another processor or number of threads gives other results."""
+    tags = tracked.runs[0].data.tags
+    assert {name: tags[name] for name in machine()} == {k: str(v) for k, v in machine().items()}
+
+
+def test_the_stages_of_an_experiment_have_a_parent_with_its_headline(tracked: Tracked) -> None:
+    """One for each set of parameters; without the scale, and without a curve's points. The workspace has none."""
+    first, second = tracked.parents
+    workspace, project, flow, other = (
+        run.data.tags.get("mlflow.parentRunId") for run in tracked.runs
+    )
+    assert workspace is None
+    assert project == flow == first.info.run_id
+    assert other == second.info.run_id
+    assert first.data.tags["mlflow.runName"] == first.data.tags["experiment"] == "heavy-tail"
+    assert first.data.metrics == {"std": 1.0, "loss": 0.5}
+    assert first.data.params == {"seed": "1"}
+    assert first.info.status == second.info.status == "FINISHED"
+    assert second.data.params == {"seed": "2"}
+    assert second.data.metrics == {}
+    history = tracked.client.get_metric_history(first.info.run_id, "loss")
+    assert [point.value for point in history] == [0.5]
 
 
 def test_figures_are_artifacts_of_the_run(tracked: Tracked, tmp_path: Path) -> None:
@@ -235,7 +275,7 @@ def test_what_was_not_sent_is_sent_later(
     for step in range(3):
         one.log(step, {"train/loss": 1 / (step + 1)})
     (tmp_path / "figure.png").write_bytes(b"a figure")
-    one.finish({"psnr_db": 24.0}, [tmp_path / "figure.png"])
+    one.finish({"psnr_db": 24.0}, [tmp_path / "figure.png"], headline=["psnr_db"])
     (waiting,) = kept(tmp_path)
     times = [point[2] for point in waiting["points"]]
     del os.environ["DVC_EXP_NAME"]
@@ -252,7 +292,9 @@ def test_what_was_not_sent_is_sent_later(
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs([experiment.experiment_id], "tags.experiment = 'lost-night'")
-    (run,) = runs
+    run, parent = sorted(runs, key=lambda run: run.data.tags["kind"], reverse=True)
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics == {"psnr_db": 24.0}
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"train/loss": 1 / 3, "psnr_db": 24.0}
     assert run.data.params["scale.width"] == "3"

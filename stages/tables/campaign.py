@@ -1,0 +1,358 @@
+"""Run the experiments of tables.yaml that have no result yet, through DVC, several at a time.
+
+    make tables                                      # Ctrl-C stops it, the same command goes on
+    make tables TABLES='--only semantic --workers 1' # rows whose experiments' names match
+    make tables TABLES=--list                        # what there is, what is missing; runs nothing
+    make tables TABLES=--queue                       # put what is missing into DVC's queue instead
+    make tables TABLES=--collect                     # take the results of what DVC has run or pulled
+
+Reads   stages/tables/tables.yaml, params.yaml, DVC's experiments
+Writes  metrics/experiments/<key>.json     one for each experiment, as it ends
+        .ckpt/tables/<name>.log            what it printed
+
+An experiment runs in a temporary copy of the committed tree (`dvc exp run --temp`), so that stages
+which did not change come from the run cache. One that fails stops nothing else, and is named at the end.
+A result that other code made than the committed is made anew, unless --keep-older is given.
+"""
+
+import params
+
+if __name__ == "__main__":
+    params.check(__name__)
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any, NamedTuple
+
+from flowprior.io import ArtifactError
+from listing import LISTING, Experiment, experiments, listed, read_listing
+from params import ParamsError
+from results import Result, code_of, dvc_experiments, git, load_all, older_stages, save, taken_from
+
+ROOT = params.ROOT
+LOGS = Path(".ckpt/tables")
+STARTED = "'extract_features'"
+"""DVC names the first stage when its copy of the tree is made, and another experiment may start."""
+PATIENCE = 120
+"""Seconds that an experiment may take to come so far."""
+BUSY = re.compile(r"Unable to acquire|[Ll]ock(Error|ed)|is busy")
+"""How DVC says that another DVC is at work in the repository."""
+TRIES = 5
+
+
+class State(NamedTuple):
+    """What there is and what is missing.
+
+    Attributes:
+        wanted: All that is listed.
+        results: What there is, by key.
+        code: Hashes of the stages' code at HEAD.
+    """
+
+    wanted: list[Experiment]
+    results: Mapping[str, Result]
+    code: Mapping[str, str]
+
+    def older(self, one: Experiment) -> list[str]:
+        """Stages of an experiment's result that older code made."""
+        return older_stages(self.results[one.key], self.code) if one.key in self.results else []
+
+    def missing(self, keep_older: bool) -> list[Experiment]:
+        """What has to run."""
+        return [
+            one
+            for one in self.wanted
+            if one.key not in self.results or (self.older(one) and not keep_older)
+        ]
+
+
+def look(root: Path, only: str = "") -> State:
+    """What the listing wants and the repository has.
+
+    Raises:
+        ParamsError: The listing is wrong.
+        ArtifactError: A result cannot be read.
+    """
+    wanted = [one for one in experiments(listed(read_listing())) if re.search(only, one.name)]
+    return State(wanted, load_all(root), code_of(root, "HEAD"))
+
+
+def collect(root: Path, state: State, machine: Mapping[str, Any]) -> list[Experiment]:
+    """Take the results of experiments that DVC has and the repository has not; which those were."""
+    here = dvc_experiments(root)
+    taken = []
+    for one in state.missing(keep_older=False):
+        if (revision := here.get(one.name)) and code_of(root, revision) == state.code:
+            try:
+                save(root, taken_from(root, revision, one, machine))
+            except ArtifactError as error:
+                print(f"{one.name}: not taken: {error}", file=sys.stderr)
+                continue
+            taken.append(one)
+    return taken
+
+
+class Campaign:
+    """Runs experiments, several at a time, each a DVC of its own.
+
+    Args:
+        root: The repository.
+        workers: Experiments at a time.
+        machine: What they run on, for the results.
+    """
+
+    def __init__(self, root: Path, workers: int, machine: Mapping[str, Any]) -> None:
+        self.root = root
+        self.workers = workers
+        self.machine = machine
+        self.failed: list[str] = []
+        self.done = 0
+        self._starting = threading.Lock()
+        self._stop = threading.Event()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def run(self, todo: Sequence[Experiment]) -> None:
+        """Run all; returns when they have ended, or were stopped."""
+        waiting: Queue[Experiment] = Queue()
+        for one in todo:
+            waiting.put(one)
+        self._total = len(todo)
+        threads = [
+            threading.Thread(target=self._work, args=(waiting, number))
+            for number in range(self.workers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.5)
+        except KeyboardInterrupt:
+            print("stopping: the experiments that run go on from their checkpoints next time")
+            self._stop.set()
+            for process in list(self._running.values()):
+                _kill(process)
+            for thread in threads:
+                thread.join()
+            raise
+
+    def _work(self, waiting: "Queue[Experiment]", number: int) -> None:
+        while not self._stop.is_set():
+            try:
+                one = waiting.get_nowait()
+            except Empty:
+                return
+            began = time.monotonic()
+            try:
+                said = self._run(one, number)
+            except (OSError, RuntimeError, ArtifactError) as error:
+                said = str(error)
+            if self._stop.is_set():
+                return
+            took = f"{(time.monotonic() - began) / 60:.1f} min"
+            if said:
+                self.failed.append(one.name)
+                print(f"{one.name}: FAILED after {took}: {said}", flush=True)
+            else:
+                self.done += 1
+                print(f"{one.name}: {took}, {self.done} of {self._total}", flush=True)
+
+    def _run(self, one: Experiment, number: int) -> str:
+        """Run one and keep its result; what went wrong, if anything."""
+        log = self.root / LOGS / f"{one.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = ["dvc", "exp", "run", "--temp", "--name", one.name]
+        command += [part for setting in one.settings for part in ("-S", setting)]
+        for attempt in range(TRIES):
+            if one.name in dvc_experiments(self.root):
+                with self._starting:
+                    self._dvc("exp", "remove", one.name)
+            with log.open("wb") as file:
+                with self._starting:
+                    if self._stop.is_set():
+                        return "stopped"
+                    process = subprocess.Popen(
+                        command,
+                        cwd=self.root,
+                        env=environment(number, self.workers),
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        stdin=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                    self._running[one.name] = process
+                    _wait_for_start(process, log)
+                status = process.wait()
+                del self._running[one.name]
+            text = log.read_text(errors="replace")
+            if status == 0:
+                revision = dvc_experiments(self.root)[one.name]
+                save(self.root, taken_from(self.root, revision, one, self.machine))
+                return ""
+            if self._stop.is_set() or not BUSY.search(text) or attempt == TRIES - 1:
+                break
+            time.sleep(2 + 3 * attempt)
+        last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
+        return f"exit {status}, see {LOGS / log.name}: {last[0][:300]}"
+
+    def _dvc(self, *command: str) -> None:
+        done = subprocess.run(["dvc", *command], cwd=self.root, capture_output=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"dvc {command[0]}: {done.stderr.decode().strip()}")
+
+
+def environment(number: int, workers: int) -> dict[str, str]:
+    """Of a worker's processes: its share of the cores, and a GPU of its own where there are several."""
+    found = dict(os.environ)
+    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", _gpus()).split(",") if name]
+    if workers > 1 and gpus:
+        found["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return found
+
+
+def _gpus() -> str:
+    import torch
+
+    return ",".join(str(index) for index in range(torch.cuda.device_count()))
+
+
+def _wait_for_start(process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        if STARTED in log.read_text(errors="replace"):
+            return
+        time.sleep(0.2)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End an experiment and all that it started."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+def check_tree(root: Path) -> None:
+    """Experiments start from what is committed, on a branch.
+
+    Raises:
+        SystemExit: Something is not committed, or HEAD is detached; says how to go on.
+    """
+    changed = git(
+        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics/experiments"
+    )
+    if changed.strip():
+        names = ", ".join(sorted(line[3:] for line in changed.decode().splitlines()))
+        raise SystemExit(
+            f"commit or stash first, experiments start from what is committed: {names}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 where an experiment failed."""
+    parser = argparse.ArgumentParser(
+        prog="campaign.py",
+        description="Run the experiments of tables.yaml that have no result yet.",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="experiments at a time; 0: one for each GPU or core, at most 4",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="experiments whose name matches"
+    )
+    parser.add_argument(
+        "--keep-older", action="store_true", help="results that older code made will do"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="say what there is and run nothing")
+    what.add_argument("--queue", action="store_true", help="put what is missing into DVC's queue")
+    what.add_argument(
+        "--collect", action="store_true", help="take results of what DVC has, run nothing"
+    )
+    args = parser.parse_args(arguments)
+    if args.workers < 0:
+        parser.error(f"--workers must be at least 1, found {args.workers}")
+    try:
+        re.compile(args.only)
+    except re.error as error:
+        parser.error(f"--only {args.only!r}: {error}")
+    try:
+        state = look(ROOT, args.only)
+        if not state.wanted:
+            parser.error(f"--only {args.only!r} matches none of the experiments in {LISTING.name}")
+        return _act(args, state)
+    except (ParamsError, ArtifactError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _act(args: argparse.Namespace, state: State) -> int:
+    if args.list:
+        for one in state.wanted:
+            older = state.older(one)
+            made = "missing" if one.key not in state.results else "there"
+            print(
+                f"{one.name:24} {one.key}  {made}{', older code: ' + ', '.join(older) if older else ''}"
+            )
+        return 0
+    check_tree(ROOT)
+    from flowprior.training.machine import machine
+
+    gpus = len(_gpus().split(",")) if _gpus() else 0
+    workers = args.workers or gpus or min(4, os.cpu_count() or 1)
+    where = machine() | {"threads": int(environment(0, workers)["OMP_NUM_THREADS"])}
+    for one in (taken := collect(ROOT, state, where if not args.collect else {})):
+        print(f"{one.name}: taken from DVC")
+    if args.collect:
+        print(f"{len(taken)} results taken")
+        return 0
+    state = look(ROOT, args.only)
+    todo = state.missing(args.keep_older)
+    print(
+        f"{len(state.wanted) - len(todo)} of {len(state.wanted)} results are there, "
+        f"{len(todo)} to run, {workers} at a time"
+    )
+    if args.queue:
+        for one in todo:
+            settings = [part for setting in one.settings for part in ("-S", setting)]
+            subprocess.run(
+                ["dvc", "exp", "run", "--queue", "--name", one.name, *settings],
+                cwd=ROOT,
+                check=True,
+            )
+        print("`dvc queue start -j N` runs them; then `make tables TABLES=--collect`")
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)
+    campaign = Campaign(ROOT, workers, where)
+    try:
+        campaign.run(todo)
+    except KeyboardInterrupt:
+        return 130
+    if campaign.failed:
+        print(f"{len(campaign.failed)} failed: {', '.join(campaign.failed)}", file=sys.stderr)
+    return int(bool(campaign.failed))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
