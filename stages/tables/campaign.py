@@ -47,6 +47,7 @@ PATIENCE = 120
 BUSY = re.compile(r"Unable to acquire|[Ll]ock(Error|ed)|is busy")
 """How DVC says that another DVC is at work in the repository."""
 TRIES = 5
+RAN = re.compile(r"^Running stage '(\w+)':", re.MULTILINE)
 
 
 class State(NamedTuple):
@@ -86,14 +87,14 @@ def look(root: Path, only: str = "") -> State:
     return State(wanted, load_all(root), code_of(root, "HEAD"))
 
 
-def collect(root: Path, state: State, machine: Mapping[str, Any]) -> list[Experiment]:
+def collect(root: Path, state: State) -> list[Experiment]:
     """Take the results of experiments that DVC has and the repository has not; which those were."""
     here = dvc_experiments(root)
     taken = []
     for one in state.missing(keep_older=False):
         if (revision := here.get(one.name)) and code_of(root, revision) == state.code:
             try:
-                save(root, taken_from(root, revision, one, machine))
+                save(root, taken_from(root, revision, one))
             except ArtifactError as error:
                 print(f"{one.name}: not taken: {error}", file=sys.stderr)
                 continue
@@ -196,7 +197,8 @@ class Campaign:
             text = log.read_text(errors="replace")
             if status == 0:
                 revision = dvc_experiments(self.root)[one.name]
-                save(self.root, taken_from(self.root, revision, one, self.machine))
+                ran = RAN.findall(text)
+                save(self.root, taken_from(self.root, revision, one, self.machine, ran))
                 return ""
             if self._stop.is_set() or not BUSY.search(text) or attempt == TRIES - 1:
                 break
@@ -318,7 +320,7 @@ def _act(args: argparse.Namespace, state: State) -> int:
     gpus = len(_gpus().split(",")) if _gpus() else 0
     workers = args.workers or gpus or min(4, os.cpu_count() or 1)
     where = machine() | {"threads": int(environment(0, workers)["OMP_NUM_THREADS"])}
-    for one in (taken := collect(ROOT, state, where if not args.collect else {})):
+    for one in (taken := collect(ROOT, state)):
         print(f"{one.name}: taken from DVC")
     if args.collect:
         print(f"{len(taken)} results taken")

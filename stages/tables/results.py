@@ -37,6 +37,7 @@ class Result(NamedTuple):
         settings: What it sets.
         code: Hash of the code of every stage.
         machine: What it ran on; empty where that is not known.
+        ran: Stages that ran there; the others came from the cache, whatever machine filled it.
         metrics: Of every stage, by `stage.name`.
         curves: Tables over training, by name: columns by name.
         sheets: PNGs by name.
@@ -49,6 +50,7 @@ class Result(NamedTuple):
     settings: tuple[str, ...]
     code: Mapping[str, str]
     machine: Mapping[str, Any]
+    ran: Sequence[str]
     metrics: Mapping[str, Any]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
     sheets: Mapping[str, bytes]
@@ -101,8 +103,14 @@ def dvc_experiments(root: Path) -> dict[str, str]:
     return found
 
 
-def taken_from(root: Path, revision: str, one: Experiment, machine: Mapping[str, Any]) -> Result:
-    """The result of an experiment from DVC's commit of it.
+def taken_from(
+    root: Path,
+    revision: str,
+    one: Experiment,
+    machine: Mapping[str, Any] | None = None,
+    ran: Sequence[str] = (),
+) -> Result:
+    """The result of an experiment from DVC's commit of it, and where it ran, if that is known.
 
     Raises:
         ArtifactError: The commit lacks a metrics file or picture, or other parameters made it.
@@ -133,7 +141,8 @@ def taken_from(root: Path, revision: str, one: Experiment, machine: Mapping[str,
         preset=one.settings[0].partition("=")[2],
         settings=one.settings,
         code=code_of(root, revision),
-        machine=dict(machine),
+        machine=dict(machine or {}),
+        ran=list(ran),
         metrics=metrics,
         curves=curves,
         sheets={name: blob(f"metrics/sheets/{name}.png") for name in SHEETS},
