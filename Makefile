@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: repro toy test lint bench chaos plan preflight setup clean
+.PHONY: repro toy tables report show test lint bench chaos plan preflight setup clean
 
 repro: setup
 	python stages/params.py
@@ -16,6 +16,20 @@ repro: setup
 toy: setup
 	PYTHONPATH=src:stages python stages/toy/study_params.py
 	dvc repro stages/toy/dvc.yaml
+
+# The paper's tables as experiments: runs those of stages/tables/tables.yaml that have no result yet.
+# make tables TABLES='--only semantic --workers 1'; TABLES=--list only says what there is.
+TABLES ?=
+tables: setup
+	@PYTHONPATH=src:stages python stages/tables/campaign.py $(TABLES)
+
+# What they gave, as metrics/report.html and metrics/report.md.
+report: setup
+	@PYTHONPATH=src:stages python stages/tables/report.py
+
+# DVC's experiments side by side, without the hashes of data.
+show: setup
+	@dvc exp show --only-changed --drop '^(data|src|stages|metrics)/'
 
 test: setup
 	PYTHONPATH=src python -m pytest

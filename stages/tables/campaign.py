@@ -5,6 +5,7 @@
     make tables TABLES=--list                        # what there is, what is missing; runs nothing
     make tables TABLES=--queue                       # put what is missing into DVC's queue instead
     make tables TABLES=--collect                     # take the results of what DVC has run or pulled
+    make tables TABLES='--listing mine.yaml'         # another list
 
 Reads   stages/tables/tables.yaml, params.yaml, DVC's experiments
 Writes  metrics/experiments/<key>.json     one for each experiment, as it ends
@@ -34,9 +35,19 @@ from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 from flowprior.io import ArtifactError
-from listing import LISTING, Experiment, experiments, listed, read_listing
+from listing import LISTING, Experiment, Listing, experiments, listed, read_listing
 from params import ParamsError
-from results import Result, code_of, dvc_experiments, git, load_all, older_stages, save, taken_from
+from results import (
+    FOLDER,
+    Result,
+    code_of,
+    dvc_experiments,
+    git,
+    load_all,
+    older_stages,
+    save,
+    taken_from,
+)
 
 ROOT = params.ROOT
 LOGS = Path(".ckpt/tables")
@@ -76,14 +87,14 @@ class State(NamedTuple):
         ]
 
 
-def look(root: Path, only: str = "") -> State:
-    """What the listing wants and the repository has.
+def look(root: Path, listing: Listing, only: str = "") -> State:
+    """What a listing wants and the repository has.
 
     Raises:
         ParamsError: The listing is wrong.
         ArtifactError: A result cannot be read.
     """
-    wanted = [one for one in experiments(listed(read_listing())) if re.search(only, one.name)]
+    wanted = [one for one in experiments(listed(listing)) if re.search(only, one.name)]
     return State(wanted, load_all(root), code_of(root, "HEAD"))
 
 
@@ -254,14 +265,19 @@ def check_tree(root: Path) -> None:
     Raises:
         SystemExit: Something is not committed, or HEAD is detached; says how to go on.
     """
-    changed = git(
-        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics/experiments"
-    )
+    results = f":!{FOLDER.as_posix()}"
+    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", results)
     if changed.strip():
         names = ", ".join(sorted(line[3:] for line in changed.decode().splitlines()))
         raise SystemExit(
             f"commit or stash first, experiments start from what is committed: {names}"
         )
+    try:
+        git(root, "symbolic-ref", "--quiet", "HEAD")
+    except RuntimeError:
+        raise SystemExit(
+            "HEAD is detached, as a `dvc exp run` that was killed leaves it; go back with `git switch <branch>`"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -275,6 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=0,
         help="experiments at a time; 0: one for each GPU or core, at most 4",
+    )
+    parser.add_argument(
+        "--listing", type=Path, default=LISTING, help="another list than tables.yaml"
     )
     parser.add_argument(
         "--only", default="", metavar="REGEX", help="experiments whose name matches"
@@ -296,16 +315,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except re.error as error:
         parser.error(f"--only {args.only!r}: {error}")
     try:
-        state = look(ROOT, args.only)
+        listing = read_listing(args.listing)
+        state = look(ROOT, listing, args.only)
         if not state.wanted:
-            parser.error(f"--only {args.only!r} matches none of the experiments in {LISTING.name}")
-        return _act(args, state)
+            parser.error(f"--only {args.only!r} matches no experiment of {args.listing.name}")
+        return _act(args, listing, state)
     except (ParamsError, ArtifactError) as error:
         print(error, file=sys.stderr)
         return 2
 
 
-def _act(args: argparse.Namespace, state: State) -> int:
+def _act(args: argparse.Namespace, listing: Listing, state: State) -> int:
     if args.list:
         for one in state.wanted:
             older = state.older(one)
@@ -325,7 +345,7 @@ def _act(args: argparse.Namespace, state: State) -> int:
     if args.collect:
         print(f"{len(taken)} results taken")
         return 0
-    state = look(ROOT, args.only)
+    state = look(ROOT, listing, args.only)
     todo = state.missing(args.keep_older)
     print(
         f"{len(state.wanted) - len(todo)} of {len(state.wanted)} results are there, "

@@ -1,15 +1,15 @@
-"""The list of experiments, `tables.yaml`: read it, check it, and say what has to run."""
+"""What is run, shown and asked, `tables.yaml`: read it, check it, and say which experiments that needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import params
 from flowprior.io import digest
-from params import ParamsError, Section
+from params import Params, ParamsError, Section
 
 LISTING = Path(__file__).with_name("tables.yaml")
 
@@ -22,6 +22,58 @@ class Table(Section):
     """Name, and what it sets: `key=value`, separated by spaces."""
 
 
+class Published(Section):
+    """What a paper reports for the rows of a table."""
+
+    source: str
+    columns: list[str]
+    rows: dict[str, str]
+    """Numbers separated by spaces, as many as columns."""
+
+    @model_validator(mode="after")
+    def _as_many_as_columns(self) -> Self:
+        for row, numbers in self.rows.items():
+            if len(numbers.split()) != len(self.columns):
+                raise ValueError(f"{row}: {numbers!r} is not one number for each of {self.columns}")
+        return self
+
+
+class Metric(Section):
+    """A column."""
+
+    metric: str
+    """`stage.name`."""
+    name: str
+    """Its head."""
+    better: Literal["higher", "lower", "zero", "one"]
+    """The best value, or where the best lies."""
+    digits: int = Field(ge=0, le=6)
+
+
+class Claim(Section):
+    """A sentence that the results may bear out.
+
+    The runs of `rows` are compared with those of `against` or with the number `than`; `trend` asks the runs of a
+    whole table, its rows in order.
+    """
+
+    says: str
+    by: str
+    metric: str
+    rows: list[str] = Field(default=[])
+    against: list[str] = Field(default=[])
+    than: float | None = None
+    trend: str | None = None
+    expect: Literal["higher", "lower", "same"]
+
+    @model_validator(mode="after")
+    def _one_question(self) -> Self:
+        asked = (bool(self.against), self.than is not None, self.trend is not None)
+        if sum(asked) != 1 or bool(self.rows) == asked[2]:
+            raise ValueError("a claim has rows with `against` or `than`, or a `trend`")
+        return self
+
+
 class Listing(Section):
     """The whole file."""
 
@@ -29,6 +81,27 @@ class Listing(Section):
     """Of every experiment."""
     seeds: list[int] = Field(min_length=1)
     tables: dict[str, Table] = Field(min_length=1)
+    paper: dict[str, Published]
+    columns: list[Metric]
+    claims: list[Claim]
+
+    @model_validator(mode="after")
+    def _rows_exist(self) -> Self:
+        for name, published in self.paper.items():
+            if name not in self.tables:
+                raise ValueError(f"paper.{name}: there is no such table")
+            self._check(f"paper.{name}", published.rows, self.tables[name].rows)
+        everywhere = {row for table in self.tables.values() for row in table.rows}
+        for claim in self.claims:
+            self._check(f"claims: {claim.says!r}", [*claim.rows, *claim.against], everywhere)
+            self._check(f"claims: {claim.says!r}", [claim.trend or ""], {*self.tables, ""})
+        return self
+
+    @staticmethod
+    def _check(where: str, names: Iterable[str], known: Iterable[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{where} names {name!r}, which no table has")
 
 
 class Experiment(NamedTuple):
@@ -105,7 +178,13 @@ def experiments(found: list[Listed]) -> list[Experiment]:
 
 
 def resolve(settings: tuple[str, ...], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the stages' results depend on, by stage, with the settings in place.
+    """Everything that the stages' results depend on, by stage, with the settings in place; see `settle`."""
+    cfg = settle(settings, tree)
+    return {stage: cfg.tracked(stage) for stage in params.SCIENCE}
+
+
+def settle(settings: tuple[str, ...], tree: Mapping[str, Any]) -> Params:
+    """The parameters with the settings in place.
 
     Raises:
         ParamsError: A setting is no `key=value`, its key does not exist, or the whole is not valid.
@@ -120,5 +199,4 @@ def resolve(settings: tuple[str, ...], tree: Mapping[str, Any]) -> dict[str, Any
         if not equals or not isinstance(here, dict) or last not in here:
             raise ParamsError(f"{setting!r} sets nothing that params.yaml has")
         here[last] = params.read_text(value, repr(setting))
-    cfg = params.parse(changed)
-    return {stage: cfg.tracked(stage) for stage in params.SCIENCE}
+    return params.parse(changed)

@@ -77,7 +77,8 @@ def code_of(root: Path, revision: str) -> dict[str, str]:
         facts, path = line.split("\t", 1)
         blobs[path] = facts.split()[2]
     found = {}
-    for stage, facts in stages.items():
+    for stage in params.SCIENCE:
+        facts = stages[stage]
         deps = tuple(dep for dep in facts["deps"] if not dep.startswith("data/"))
         mine = {
             p: blob

@@ -1,17 +1,21 @@
 """dvc.yaml says what the stages really read, and what their parameters really are."""
 
+import ast
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 import params
+import summary
 
 from .closure import ROOT, closure
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-STAGES = PIPELINE["stages"]
+STAGES = {name: facts for name, facts in PIPELINE["stages"].items() if name != "summary"}
+SUMMARY = PIPELINE["stages"]["summary"]
 
 
 def _paths(entries: list) -> set[str]:
@@ -70,8 +74,40 @@ def test_an_edit_of_the_generator_reruns_nothing_before_it() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_metrics_are_in_git_and_named_like_the_stage(stage: str) -> None:
-    assert STAGES[stage]["metrics"] == [{f"metrics/{stage}.json": {"cache": False}}]
+def test_figures_are_in_git_and_named_like_the_stage(stage: str) -> None:
+    """DVC's metrics are the summary's alone, so that its tables are short."""
+    assert {f"metrics/{stage}.json": {"cache": False}} in STAGES[stage]["outs"]
+    assert "metrics" not in STAGES[stage]
+    assert SUMMARY["metrics"] == [{"metrics/summary.json": {"cache": False}}]
+
+
+def test_the_summary_is_made_of_all_stages() -> None:
+    code = {path for path in SUMMARY["deps"] if not path.startswith("metrics/")}
+    assert sorted(code) == closure(ROOT / "stages/summary.py")
+    assert set(SUMMARY["deps"]) - code == {f"metrics/{stage}.json" for stage in STAGES}
+    assert list(summary.STAGES) == list(STAGES)
+
+
+def test_the_summary_has_what_there_is_under_its_short_name() -> None:
+    """Of digits: no FID; whole numbers stay so."""
+    shown = summary.summary(ROOT)
+    assert set(summary.SHOWN) - set(shown) == {"rfid", "fid", "fid_guided"}
+    sample_eval = json.loads((ROOT / "metrics/sample_eval.json").read_text())
+    assert shown["agreement"] == pytest.approx(sample_eval["label_agreement"], rel=1e-4)
+    assert json.loads((ROOT / "metrics/summary.json").read_text()) == shown
+
+
+@pytest.mark.parametrize("stage", ["train_ae", "encode_latents", "sample_eval"])
+def test_an_experiments_headline_is_in_the_summary(stage: str) -> None:
+    """What MLflow shows of an experiment, DVC shows."""
+    source = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
+    (headline,) = (
+        ast.literal_eval(node.value)
+        for node in source.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HEADLINE"
+    )
+    shown = {metric.split(".")[1] for metric in summary.SHOWN.values()}
+    assert set(headline) - {"held_out_alignment_loss"} <= shown
 
 
 def test_plots_are_outputs_of_a_stage() -> None:
@@ -98,7 +134,7 @@ def test_the_committed_lock_was_made_by_this_code_and_these_parameters() -> None
             path = ROOT / dep["path"]
             if path.is_file():
                 assert hashlib.md5(path.read_bytes()).hexdigest() == dep["md5"], (stage, path)
-        for key, value in facts["params"]["params.yaml"].items():
+        for key, value in facts.get("params", {}).get("params.yaml", {}).items():
             node = tree
             for part in key.split("."):
                 node = node[part]

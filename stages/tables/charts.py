@@ -1,0 +1,196 @@
+"""Charts as SVG text, for a page that needs no script and no network; colours are the page's CSS variables."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH = 380
+LEFT = 96
+ROW = 22
+
+
+class Dots(NamedTuple):
+    """A row of a dot plot: runs as dots, their mean as a line; `second` with hollow dots."""
+
+    name: str
+    first: Sequence[float]
+    second: Sequence[float] = ()
+
+
+class Scale:
+    """Values to pixels, along a line."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        self.ticks = ticks(low - pad, high + pad)
+        self.low, self.high = min(low - pad, self.ticks[0]), max(high + pad, self.ticks[-1])
+        self._start, self._end = start, end
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return self._start + share * (self._end - self._start)
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers between two, a handful."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda one: abs(one - raw))
+    first = math.ceil(low / step)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)] or [low]
+
+
+def number(value: float) -> str:
+    """A tick's label."""
+    return f"{value:.6g}".replace("-", "−")
+
+
+def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = None) -> str:
+    """Rows of dots along one axis.
+
+    Args:
+        rows: From top to bottom; those without dots keep their place.
+        label: Of the axis; also what a screen reader says.
+        legend: What filled and hollow dots are.
+    """
+    values = [x for row in rows for x in (*row.first, *row.second)]
+    if not values:
+        return ""
+    top = 24 if legend else 6
+    bottom = top + ROW * len(rows)
+    x = Scale(values, LEFT, WIDTH - 12)
+    parts = []
+    for tick in x.ticks:
+        at = f"{x(tick):.1f}"
+        parts += [
+            f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>',
+            f'<text x="{at}" y="{bottom + 14}" text-anchor="middle">{number(tick)}</text>',
+        ]
+    for at, row in enumerate(rows):
+        y = top + ROW * (at + 0.5)
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
+        )
+        for kind, runs in (("first", row.first), ("second", row.second)):
+            parts += [f'<circle class="{kind}" cx="{x(v):.1f}" cy="{y}" r="4"/>' for v in runs]
+            if len(runs) > 1:
+                mean = x(sum(runs) / len(runs))
+                parts.append(
+                    f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{y - 8}" y2="{y + 8}"/>'
+                )
+    if legend:
+        for kind, name, at in zip(("first", "second"), legend, (LEFT, LEFT + 120), strict=True):
+            parts += [
+                f'<circle class="{kind}" cx="{at + 4}" cy="10" r="4"/>',
+                f'<text x="{at + 13}" y="14">{escape(name)}</text>',
+            ]
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - 12) / 2}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'
+    )
+    return _svg(parts, WIDTH, bottom + 36, label)
+
+
+class Point(NamedTuple):
+    """A named point of a scatter plot; where it stands is the mean of its runs."""
+
+    name: str
+    runs: Sequence[tuple[float, float]]
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
+    """Runs as small dots around the named mean of each."""
+    runs = [run for point in points for run in point.runs]
+    if not runs:
+        return ""
+    width, height, left, bottom = 560, 380, 52, 340
+    x = Scale([run[0] for run in runs], left, width - 90)
+    y = Scale([run[1] for run in runs], bottom, 10)
+    parts = []
+    for tick in x.ticks:
+        parts += [
+            f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="10" y2="{bottom}"/>',
+            f'<text x="{x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>',
+        ]
+    for tick in y.ticks:
+        parts += [
+            f'<line class="grid" x1="{left}" x2="{width - 90}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>',
+            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>',
+        ]
+    placed: list[tuple[float, float]] = []
+    for point in points:
+        if not point.runs:
+            continue
+        parts += [
+            f'<circle class="faint" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>'
+            for a, b in point.runs
+        ]
+        mean = [sum(run[k] for run in point.runs) / len(point.runs) for k in (0, 1)]
+        at, down = x(mean[0]), y(mean[1])
+        parts.append(f'<circle class="first" cx="{at:.1f}" cy="{down:.1f}" r="4.5"/>')
+        text = down + 4
+        while any(abs(text - other) < 12 and abs(at - side) < 70 for side, other in placed):
+            text += 12
+        placed.append((at, text))
+        parts.append(f'<text x="{at + 8:.1f}" y="{text:.1f}">{escape(point.name)}</text>')
+    parts += [
+        f'<text x="{(left + width - 90) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text transform="translate(12 {bottom / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
+    ]
+    return _svg(parts, width, height, f"{y_label} against {x_label}")
+
+
+class Curve(NamedTuple):
+    """Columns of a curve of one run."""
+
+    steps: Sequence[float]
+    left: Sequence[float]
+    right: Sequence[float]
+
+
+def two_axes(curves: Sequence[Curve], left_label: str, right_label: str, title: str) -> str:
+    """Runs' curves on a left and a right axis, each run thin; the first in full."""
+    curves = [curve for curve in curves if curve.steps]
+    if not curves:
+        return ""
+    width, height, top, bottom, start, end = 300, 190, 22, 154, 40, 260
+    x = Scale([s for curve in curves for s in curve.steps], start, end)
+    sides = [
+        ("first", Scale([v for c in curves for v in c.left], bottom, top), start - 5, "end"),
+        ("second", Scale([v for c in curves for v in c.right], bottom, top), end + 5, "start"),
+    ]
+    parts = [
+        f'<text class="title" x="{width / 2}" y="14" text-anchor="middle">{escape(title)}</text>'
+    ]
+    for kind, scale, at, anchor in sides:
+        parts += [
+            f'<text class="{kind}-text" x="{at}" y="{scale(t) + 4:.1f}" text-anchor="{anchor}">{number(t)}</text>'
+            for t in scale.ticks
+        ]
+        for curve in reversed(curves):
+            values = curve.left if kind == "first" else curve.right
+            line = " ".join(
+                f"{x(s):.1f},{scale(v):.1f}" for s, v in zip(curve.steps, values, strict=True)
+            )
+            faint = "" if curve is curves[0] else " faint-line"
+            parts.append(f'<polyline class="{kind}-line{faint}" points="{line}"/>')
+    parts += [
+        f'<text x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{number(tick)}</text>'
+        for tick in x.ticks
+    ]
+    parts.append(f'<line class="grid" x1="{start}" x2="{end}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(
+        f'<text x="{(start + end) / 2}" y="{bottom + 30}" text-anchor="middle">'
+        f'<tspan class="first-text">{escape(left_label)}</tspan> · '
+        f'<tspan class="second-text">{escape(right_label)}</tspan></text>'
+    )
+    return _svg(parts, width, height, f"{title}: {left_label} and {right_label} over training")
+
+
+def _svg(parts: Sequence[str], width: float, height: float, label: str) -> str:
+    body = "\n".join(parts)
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
+        f'style="max-width:{1.35 * width:.0f}px">\n{body}\n</svg>'
+    )
