@@ -166,8 +166,8 @@ class Campaign:
             began = time.monotonic()
             try:
                 said = self._run(one, number)
-            except (OSError, RuntimeError, ArtifactError) as error:
-                said = str(error)
+            except Exception as error:  # whatever it is, the others go on
+                said = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return
             took = f"{(time.monotonic() - began) / 60:.1f} min"
@@ -208,7 +208,7 @@ class Campaign:
             text = log.read_text(errors="replace")
             if status == 0:
                 revision = dvc_experiments(self.root)[one.name]
-                ran = RAN.findall(text)
+                ran = [stage for stage in RAN.findall(text) if stage in params.SCIENCE]
                 save(self.root, taken_from(self.root, revision, one, self.machine, ran))
                 return ""
             if self._stop.is_set() or not BUSY.search(text) or attempt == TRIES - 1:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One experiment in a clone of its own, pushed when it is done: for Slurm, or any scheduler of jobs.
+# One experiment in a clone of its own, pushed when it is done: for Slurm, or any scheduler of jobs. Run it again after
+# a failure or an interruption: it goes on.
 #
 #   stages/tables/job.sh semantic-s0
 #   sbatch --gpus=1 --array=1-57 stages/tables/job.sh      # the number of a line of `make tables TABLES=--list`
@@ -25,14 +26,17 @@ if [ -z "$name" ]; then
   name=$(campaign --list | sed -n "${SLURM_ARRAY_TASK_ID}p" | cut -d ' ' -f 1)
 fi
 
-clone=$(mktemp -d "${SCRATCH:-${TMPDIR:-/tmp}}/flowprior-$name-XXXXXX")
-trap 'rm -rf "$clone"' EXIT
-git clone --quiet "$origin" "$clone"
+# A job that was cut off goes on from its checkpoints, in the clone that it left.
+clone=${SCRATCH:-${TMPDIR:-/tmp}}/flowprior-$name
+[ -d "$clone/.git" ] || git clone --quiet "$origin" "$clone"
 cd "$clone"
-git -c advice.detachedHead=false switch --quiet --create "job-$name" "$head"
-[ -f "$here/.dvc/config.local" ] && cp "$here/.dvc/config.local" .dvc/
+git fetch --quiet origin
+git switch --quiet --force-create "job-$name" "$head"
+[ ! -f "$here/.dvc/config.local" ] || cp "$here/.dvc/config.local" .dvc/
 # What others have made need not be made again; the first has nothing to fetch.
 dvc fetch --quiet --run-cache || echo "$name: nothing in the DVC remote yet"
 campaign --only "^$name\$" --workers 1
 dvc exp push --quiet origin "$name"
 dvc push --quiet --run-cache
+cd "$here"
+rm -rf "$clone"

@@ -92,7 +92,10 @@ def _state(report: "Report") -> str:
         f'<p class="soft">{escape("; ".join(report.machines))}.</p>' if report.machines else "",
     ]
     if report.missing:
-        lines.append(f"<p><strong>Not run yet:</strong> {escape(', '.join(report.missing))}.</p>")
+        lines.append(
+            f"<details><summary><strong>{len(report.missing)} not run yet</strong></summary>"
+            f"<p>{escape(', '.join(report.missing))}</p></details>"
+        )
     if report.older:
         lines.append(
             f"<p><strong>† Made by other code than the committed:</strong> {escape(', '.join(report.older))}. "
@@ -126,8 +129,10 @@ def _claims(findings: Sequence[Finding]) -> str:
 
 
 def _table(report: "Report", one: "Grid") -> str:
-    extra = f'<th class="paper start" colspan="{len(one.paper_head)}">the paper: {escape(one.paper_source)}</th>'
-    top = f'<tr><th></th><th colspan="{len(one.head)}">ours, {escape(report.listing.preset)}</th>{extra}</tr>'
+    source = f"the paper: {escape(one.paper_source)}"
+    extra = f'<th class="group paper start" colspan="{len(one.paper_head)}">{source}</th>'
+    ours = f'<th class="group" colspan="{len(one.head)}">ours, {escape(report.listing.preset)}</th>'
+    top = f"<tr><th></th>{ours}{extra}</tr>"
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in one.head)
     heads += "".join(
         f'<th scope="col" class="paper{" start" * (not at)}">{escape(name)}</th>'

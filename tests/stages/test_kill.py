@@ -184,7 +184,7 @@ class Run:
 
 def outputs(stage: str) -> list[str]:
     """Paths that a stage writes, its metrics included."""
-    entries = [*PIPELINE[stage]["outs"], *PIPELINE[stage]["metrics"]]
+    entries = [*PIPELINE[stage]["outs"], *PIPELINE[stage]["plots"]]
     return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
 
 

@@ -306,7 +306,7 @@ def test_the_page_is_whole_and_needs_nothing_else(built: report.Report) -> None:
 
 def test_the_page_says_what_is_missing_and_what_is_old(built: report.Report) -> None:
     text = page.render(built)
-    assert "Not run yet" in text
+    assert "3 not run yet" in text
     assert "pca-s0, pca-s1, pca-s2" in text
     assert "Made by other code than the committed" in text
     assert text.count("<img") == 2 * 18  # rows that have results

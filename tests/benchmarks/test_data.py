@@ -1,0 +1,195 @@
+"""Shards, encoding and neighbours beside plain ways; whether data keep up with the model; memory at 1x and 10x vectors.
+
+Run with `make bench`.
+"""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import params
+from flowprior import rng
+from flowprior.data.shards import ShardReader, ShardWriter
+from flowprior.io import provenance
+from flowprior.metrics.neighbours import NeighbourIndex
+from flowprior.models.autoencoder import Shape, build_autoencoder
+from flowprior.models.mar import MAR, MARShape, draw_masking
+
+from .conftest import ROOT, keep
+from .side_by_side import side_by_side
+
+ROWS = 40_000
+TOKENS, DIM = 64, 32
+BATCH = 256
+
+
+def rows(n: int) -> np.ndarray:
+    """Latents of images, float16."""
+    return np.random.default_rng(0).normal(size=(n, 1, TOKENS, DIM)).astype(np.float16)
+
+
+def write(folder: Path, latents: np.ndarray) -> Path:
+    """Our shards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    writer = ShardWriter(folder)
+    writer.write("train", {"latents": latents, "labels": np.zeros(len(latents), dtype=np.int64)})
+    writer.close(kind="latents", provenance=provenance({}, {}))
+    return folder
+
+
+def write_plain(path: Path, latents: np.ndarray) -> Path:
+    """A member for each row, as webdataset's tutorials do."""
+    with tarfile.open(path, "w") as tar:
+        for index, row in enumerate(latents):
+            file = io.BytesIO()
+            np.save(file, row)
+            info = tarfile.TarInfo(f"{index:08d}.latents.npy")
+            info.size = file.tell()
+            file.seek(0)
+            tar.addfile(info, file)
+    return path
+
+
+def read_plain(path: Path) -> np.ndarray:
+    """All rows again."""
+    with tarfile.open(path) as tar:
+        members = (tar.extractfile(member) for member in tar)
+        return np.stack([np.load(io.BytesIO(file.read())) for file in members if file])
+
+
+def test_shard_writing_and_reading(benchmark, tmp_path: Path) -> None:
+    """MB/s; the plain twin has a tar member for each row. Hashes are computed and verified, the twin has none."""
+    latents = rows(ROWS // 10)
+    megabytes = latents.nbytes / 1e6
+    written = side_by_side(
+        lambda: write_plain(tmp_path / "plain.tar", latents),
+        lambda: write(tmp_path / "ours", latents),
+        4.0,
+    )
+
+    def read() -> np.ndarray:
+        reader = ShardReader.open(tmp_path / "ours", "latents", "")
+        return reader.column("train", "latents").read()
+
+    assert np.array_equal(read_plain(tmp_path / "plain.tar"), read())
+    got = side_by_side(lambda: read_plain(tmp_path / "plain.tar"), read, 4.0)
+    for name, medians in (("shard_writing", written), ("shard_reading", got)):
+        rate = megabytes / medians.seconds
+        keep(name, {"ratio": medians.ratio, "seconds": medians.seconds, "mb_per_second": rate})
+    benchmark.pedantic(read, rounds=1)
+
+
+def test_latents_keep_up_with_mar(benchmark, tmp_path: Path) -> None:
+    """`ratio`: seconds of a training pass of a small MAR over seconds of getting its batch from the shards."""
+    reader = ShardReader.open(write(tmp_path / "ours", rows(ROWS)), "latents", "")
+    column = reader.column("train", "latents")
+    with rng.scoped(0, "benchmark"):
+        mar = MAR(MARShape(TOKENS, DIM, 10, 64, 2, 2, 4, 4, 96, 2, 0.0))
+
+    def batch() -> torch.Tensor:
+        index = torch.randint(len(column), (BATCH,)).numpy()
+        return torch.from_numpy(column.gather(index)).float()[:, 0]
+
+    def train() -> None:
+        drawn = draw_masking(tokens, torch.zeros(BATCH, dtype=torch.long), 1, rng.generator(0))
+        mar(*drawn).backward()
+
+    tokens = batch()
+    medians = side_by_side(train, batch, 6.0)
+    keep(
+        "latents_for_mar",
+        {
+            "ratio": medians.ratio,
+            "seconds": medians.seconds,
+            "share_of_step": 1 / (1 + medians.ratio),
+        },
+    )
+    benchmark.pedantic(batch, rounds=1)
+
+
+def test_encode_latents(compared, tmp_path: Path) -> None:
+    """`ratio`: the encoder's seconds alone over those with images read before and shards written behind it."""
+    from flowprior.data.images import open_images
+    from flowprior.data.shards import to_float16
+
+    cfg = params.load_params()
+    images = open_images(split="train", **cfg.image_source)
+    with rng.scoped(0, "benchmark"):
+        autoencoder = build_autoencoder(Shape(8, 1, 4, 8, 4, 64, 2, 4, None), "plain").eval()
+    size = 512
+    loaded = images.images(range(size))
+
+    @torch.no_grad()
+    def model() -> torch.Tensor:
+        return autoencoder.encode(loaded).mean
+
+    @torch.no_grad()
+    def stage() -> None:
+        folder = tmp_path / "latents"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        writer = ShardWriter(folder)
+        latents = autoencoder.encode(images.images(range(size))).mean
+        writer.write("train", {"latents": to_float16(latents)})
+        writer.close(kind="latents", provenance=provenance({}, {}))
+
+    compared("encode_latents", model, stage, images=size)
+
+
+def test_neighbours(compared) -> None:
+    """10 nearest of 10 000 targets for 10 000 latents; the plain twin is torch's distances and topk."""
+    draw = np.random.default_rng(0)
+    targets, latents = (draw.normal(size=(10_000, 32)).astype(np.float32) for _ in range(2))
+    ours = partial(NeighbourIndex(targets).squared_distances, latents, 10)
+
+    def plain() -> torch.Tensor:
+        found = torch.cdist(torch.from_numpy(latents), torch.from_numpy(targets)).square()
+        return found.topk(10, largest=False).values
+
+    assert np.allclose(plain().numpy(), ours(), atol=1e-2)
+    compared("neighbours", plain, ours, counted=False)
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_memory_does_not_grow_with_the_vectors(benchmark, tmp_path: Path, times: int) -> None:
+    """Peaks of three stages with 100 000 vectors, and with ten times as many."""
+    tree: Any = params.read_yaml(ROOT / "params.yaml")
+    tree["preset"] = "smoke"
+    tree["prior"]["source"] = "gaussian"
+    tree["presets"]["smoke"]["extract_features"]["max_vectors"] = 100_000 * times
+    for name in ("src", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path / 'src'}:{tmp_path / 'stages'}",
+        "FLOWPRIOR_MLFLOW": "off",
+    }
+    clock = time.perf_counter()
+    found = {}
+    for stage in ("extract_features", "project", "train_flow"):
+        code = (
+            "import sys; from pathlib import Path; sys.argv = ['-']; import params; root = Path.cwd(); "
+            f"import {stage}; {stage}.main(params.load_params(root / 'params.yaml'), root)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, check=True, capture_output=True
+        )
+        metrics = json.loads((tmp_path / f"metrics/{stage}.json").read_text())
+        found[f"{stage}_mib_{times}x"] = metrics["peak_memory_mib"]
+    keep("memory", found)
+    benchmark.pedantic(lambda: time.perf_counter() - clock, rounds=1)
