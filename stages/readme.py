@@ -6,7 +6,7 @@ Writes  README.md
     python stages/readme.py
 
 Only numbers change, each with as many digits as it has; rows, words and what a number means stay
-(`tests/test_readme.py` tells where the two differ).
+(`tests/test_readme.py` tells where the two differ). Tables of the report (`make report`) are taken from it whole.
 """
 
 import json
@@ -18,23 +18,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TOY_HEADER = "| objective | pulls by |"
 TOY_COLUMNS = ("within_mode_std_ratio", "coverage", "recall", "nll_gap")
-DIGITS_HEADER = "| objective | PSNR, dB |"
-DIGITS_COLUMNS = (
-    "encode_latents.psnr_db",
-    "encode_latents.std_ratio_median",
-    "encode_latents.latent_recall",
-    "encode_latents.nll_gap_nats",
-    "encode_latents.linear_probe_accuracy",
-    "sample_eval.fd_digits",
-    "sample_eval.fd_digits_guided",
-    "sample_eval.label_agreement",
-    "sample_eval.label_agreement_guided",
-)
 THEORY_HEADER = "| | target samples | the pulled latents |"
 THEORY_ROWS = ("alignment", "alignment_minus_divergence", "weighted")
 THEORY_COLUMNS = ("targets", "latents", "off_target")
 RESULT = re.compile(r"^\| `(\w+)\.(\w+)` \| ([-\d.]+)(?: \| ([-\d.]+))? \|", re.MULTILINE)
 """A row of the results: stage and name of a metric, its value, the guided one."""
+
+
+REPORTED = re.compile(r"<!-- report: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
+"""Where a table of the report stands: its title there."""
 
 
 def read(root: Path, name: str) -> Any:
@@ -60,8 +52,8 @@ def updated(text: str, root: Path = ROOT) -> str:
 
     text = RESULT.sub(result, text)
     text = _table(text, TOY_HEADER, 1, lambda name, i: _toy(root, name, i))
-    digits = read(root, "objectives")
-    text = _table(text, DIGITS_HEADER, 0, lambda name, i: [digits[name][DIGITS_COLUMNS[i]]])
+    text = REPORTED.sub(lambda found: _reported(root, found[1]), text)
+    text = BENCH.sub(lambda found: _benched(root, found[1]), text)
     theory = read(root, "toy/theory_mixture")
     rows = iter(range(3 * len(THEORY_ROWS)))
 
@@ -70,6 +62,53 @@ def updated(text: str, root: Path = ROOT) -> str:
         return [theory[f"{stem}_closed_form"], theory[f"{stem}_trained"]]
 
     return _table(text, THEORY_HEADER, 0, coefficients)
+
+
+BENCH = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+"""Where the benchmarks of a machine stand: its name in `metrics/bench_<machine>.json`."""
+BENCHED = {
+    "flow_prior_step": "step of the flow prior, width 1024, depth 6, 1 024 vectors | a time for each vector",
+    "alignment_loss": "alignment loss and its gradient to 1 024 latents | a time for each vector",
+    "ae_step": "step of an autoencoder with the alignment loss | a time for each vector",
+    "mar_step": "training step of MAR | all tokens through the head",
+    "mar_sample": "sampling, the same settings | the textbook loop",
+    "mar_sample_guided": "sampling with guidance, the same settings | two passes for each step",
+    "mar_sample_fast": "digits with half of the iterations and annealed head steps | the preset's settings",
+    "mar_sample_fast_guided": "the same with guidance | the preset's settings",
+    "exact_nll": "exact NLL of 64 vectors, 32 dims | a time for each vector",
+    "shard_writing": "writing latents to shards | a tar member for each row",
+    "shard_reading": "reading and verifying them | a tar member for each row, not verified",
+    "encode_latents": "encoding with reading and writing | the encoder alone",
+    "latents_for_mar": "getting a batch of latents | a training pass of MAR on it",
+    "neighbours": "10 nearest of 10 000 for 10 000 latents | torch's cdist and topk",
+}
+"""What is measured, and what it is compared with."""
+
+
+def _benched(root: Path, machine: str) -> str:
+    """The benchmarks of one machine as a table."""
+    found = read(root, f"bench_{machine}")
+    lines = [
+        "| what | compared with | ratio | ms | share of a matrix product's rate |",
+        "|---|---|---|---|---|",
+    ]
+    for name, words in BENCHED.items():
+        one = found[name]
+        share = f"{one['share_of_matmul']:.0%}" if "share_of_matmul" in one else ""
+        lines.append(f"| {words} | {one['ratio']:.2f} | {1e3 * one['seconds']:.1f} | {share} |")
+    return "\n".join([f"<!-- bench: {machine} -->", *lines, "<!-- end -->"])
+
+
+def _reported(root: Path, title: str) -> str:
+    """A table of the report, the first below its title."""
+    text = (root / "metrics/report.md").read_text(encoding="utf-8")
+    _, found, after = text.partition(f"\n## {title}\n")
+    if not found:
+        raise ValueError(f"metrics/report.md has no table {title!r}")
+    table = re.search(r"^\|.*?(?=\n\n|\n?\Z)", after, re.DOTALL | re.MULTILINE)
+    if table is None:
+        raise ValueError(f"metrics/report.md has no table below {title!r}")
+    return f"<!-- report: {title} -->\n{table[0]}\n<!-- end -->"
 
 
 def _toy(root: Path, name: str, column: int) -> list[float]:

@@ -9,7 +9,11 @@ import yaml
 
 import params
 import readme
+from claims import summary
 from flowprior import FlowPrior
+from listing import listed, read_listing
+from report import numbers, plus_minus, runs_of
+from results import load_all
 
 from .stages.closure import ROOT
 from .stages.test_params import changed
@@ -128,7 +132,7 @@ def table_under(header: str) -> dict[str, list[str]]:
 
 
 def test_every_number_of_a_table_is_that_of_the_committed_metrics() -> None:
-    """Results, objectives in the plane and on digits, the theory: `python stages/readme.py` would change nothing."""
+    """Results, objectives in the plane, the theory, the report: `python stages/readme.py` would change nothing."""
     assert len(readme.RESULT.findall(README)) >= 8
     assert readme.updated(README) == README
 
@@ -142,7 +146,7 @@ def test_a_result_that_is_not_the_metrics_is_noticed() -> None:
             assert readme.updated(wrong) == README
 
 
-@pytest.mark.parametrize("header", [readme.TOY_HEADER, readme.DIGITS_HEADER, readme.THEORY_HEADER])
+@pytest.mark.parametrize("header", [readme.TOY_HEADER, readme.THEORY_HEADER])
 def test_each_number_of_a_table_is_looked_at(header: str) -> None:
     """Every one of them, made wrong, is put right."""
     start = README.index(f"\n{header}") + 1
@@ -160,10 +164,36 @@ def test_each_number_of_a_table_is_looked_at(header: str) -> None:
 def test_the_tables_have_all_rows() -> None:
     rows = table_under(readme.TOY_HEADER)
     assert set(rows) == set(params.Align.model_fields["objective"].annotation.__args__)
-    table = json.loads((ROOT / "metrics/objectives.json").read_text())
-    assert table_under(readme.DIGITS_HEADER).keys() == table.keys()
-    committed = json.loads((ROOT / "metrics/encode_latents.json").read_text())
-    assert table["flow_prior"]["encode_latents.psnr_db"] == committed["psnr_db"]
+
+
+def test_every_table_of_the_report_is_here() -> None:
+    """And what the claims came to; whole, as `make report` wrote them."""
+    listing = read_listing()
+    shown = readme.REPORTED.findall(README)
+    assert shown == [*(table.title for table in listing.tables.values()), "What holds here"]
+    report = (ROOT / "metrics/report.md").read_text(encoding="utf-8")
+    for claim in listing.claims:
+        assert claim.says in README
+        assert claim.says in report
+    wrong = re.sub(r"(\| ae.*?\d)", r"\g<1>7", README, count=1)
+    assert wrong != README
+    assert readme.updated(wrong) == README
+
+
+def test_the_committed_report_is_of_the_committed_results() -> None:
+    """Table by table, as `make report` would write them."""
+    listing = read_listing()
+    report = (ROOT / "metrics/report.md").read_text(encoding="utf-8")
+    runs = runs_of(listed(listing), load_all(ROOT))
+    for name, rows in runs.items():
+        for row, of_row in rows.items():
+            if of_row:
+                psnr = plus_minus(summary(numbers(of_row, "encode_latents.psnr_db")), 2)
+                assert re.search(
+                    rf"^\| {row}( †)?( \(n = \d\))? \| \**{re.escape(psnr)}\** \|",
+                    report,
+                    re.MULTILINE,
+                ), (name, row)
 
 
 def test_the_text_below_the_theory_has_its_numbers() -> None:

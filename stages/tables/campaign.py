@@ -188,7 +188,8 @@ class Campaign:
             if one.name in dvc_experiments(self.root):
                 with self._starting:
                     self._dvc("exp", "remove", one.name)
-            with log.open("wb") as file:
+            before = log.stat().st_size if attempt else 0
+            with log.open("ab" if attempt else "wb") as file:
                 with self._starting:
                     if self._stop.is_set():
                         return "stopped"
@@ -202,10 +203,10 @@ class Campaign:
                         start_new_session=True,
                     )
                     self._running[one.name] = process
-                    _wait_for_start(process, log)
+                    _wait_for_start(process, log, before)
                 status = process.wait()
                 del self._running[one.name]
-            text = log.read_text(errors="replace")
+            text = _read_from(log, before)
             if status == 0:
                 revision = dvc_experiments(self.root)[one.name]
                 ran = [stage for stage in RAN.findall(text) if stage in params.SCIENCE]
@@ -239,12 +240,17 @@ def _gpus() -> str:
     return ",".join(str(index) for index in range(torch.cuda.device_count()))
 
 
-def _wait_for_start(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_start(process: subprocess.Popen[bytes], log: Path, before: int) -> None:
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
-        if STARTED in log.read_text(errors="replace"):
+        if STARTED in _read_from(log, before):
             return
         time.sleep(0.2)
+
+
+def _read_from(log: Path, before: int) -> str:
+    """What an attempt printed."""
+    return log.read_bytes()[before:].decode(errors="replace")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -18,6 +18,8 @@ from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
 from flowprior.optim import adamw
 
+from .side_by_side import side_by_side
+
 FLOW = (32, 1024, 6)
 """dim, width, depth of the paper's flow prior."""
 VECTORS = {"cpu": (1024, 64), "gpu": (131_072, 1024)}
@@ -136,8 +138,8 @@ def test_ae_step(compared, device: torch.device, size: str) -> None:
         return plain_loss(velocity, vectors, rng.generator(0, "draw")).mean()
 
     ours = step(lambda latents: prior.alignment_loss(latents, rng.generator(0, "draw"), 4))
-    added = compared("ae_step_unaligned", ours, step(None), images=batch)
-    compared("ae_step", step(plainly), ours, images=batch, alignment_adds=added.ratio - 1)
+    added = side_by_side(ours, step(None)).ratio - 1
+    compared("ae_step", step(plainly), ours, images=batch, alignment_adds=added)
 
 
 @pytest.mark.parametrize("size", SIZES)
