@@ -118,27 +118,44 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
             f'<line class="grid" x1="{left}" x2="{width - 90}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>',
             f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>',
         ]
-    placed: list[tuple[float, float]] = []
-    for point in points:
-        if not point.runs:
-            continue
+    means = [(x(_mean(p.runs, 0)), y(_mean(p.runs, 1))) for p in points if p.runs]
+    taken = [(at - 5, down - 5, at + 5, down + 5) for at, down in means]
+    for point, (at, down) in zip((p for p in points if p.runs), means, strict=True):
         parts += [
             f'<circle class="faint" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>'
             for a, b in point.runs
         ]
-        mean = [sum(run[k] for run in point.runs) / len(point.runs) for k in (0, 1)]
-        at, down = x(mean[0]), y(mean[1])
         parts.append(f'<circle class="first" cx="{at:.1f}" cy="{down:.1f}" r="4.5"/>')
-        text = down + 4
-        while any(abs(text - other) < 12 and abs(at - side) < 70 for side, other in placed):
-            text += 12
-        placed.append((at, text))
-        parts.append(f'<text x="{at + 8:.1f}" y="{text:.1f}">{escape(point.name)}</text>')
+        box = _free_place(at, down, 6.2 * len(point.name), taken)
+        taken.append(box)
+        parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{escape(point.name)}</text>')
     parts += [
         f'<text x="{(left + width - 90) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>',
         f'<text transform="translate(12 {bottom / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
     ]
     return _svg(parts, width, height, f"{y_label} against {x_label}")
+
+
+def _mean(runs: Sequence[tuple[float, float]], axis: int) -> float:
+    return sum(run[axis] for run in runs) / len(runs)
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _free_place(at: float, down: float, width: float, taken: Sequence[Box]) -> Box:
+    """Where a label of a point fits: right of it, left, above or below, or else where it covers the least."""
+    starts = [(at + 8, down - 6), (at - 8 - width, down - 6), (at - width / 2, down - 20)]
+    starts += [(at - width / 2, down + 8), (at + 8, down + 5), (at + 8, down - 18)]
+    boxes = [(left, top, left + width, top + 12) for left, top in starts]
+    return min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+
+
+def _overlap(a: Box, b: Box) -> float:
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, wide) * max(0.0, high)
 
 
 class Curve(NamedTuple):

@@ -181,8 +181,14 @@ METRICS = {
 }
 
 
+def _value(run: Result, what: str) -> float | None:
+    """One of `METRICS`; None where nothing judged the images."""
+    found = (run.metrics.get(name) for name in METRICS[what])
+    return next((float(value) for value in found if value is not None), None)
+
+
 def _of(runs: Sequence[Result], what: str) -> list[float]:
-    return [next(float(run.metrics[m]) for m in METRICS[what] if m in run.metrics) for run in runs]
+    return [value for run in runs if (value := _value(run, what)) is not None]
 
 
 def _distinct(report: "Report") -> Iterator[tuple[str, Sequence[Result]]]:
@@ -196,10 +202,12 @@ def _distinct(report: "Report") -> Iterator[tuple[str, Sequence[Result]]]:
 
 
 def _trade_off(report: "Report") -> str:
-    points = [
-        charts.Point(row, list(zip(_of(runs, "psnr"), _of(runs, "fd"), strict=True)))
-        for row, runs in _distinct(report)
-    ]
+    points = []
+    for row, runs in _distinct(report):
+        pairs = [(_value(run, "psnr"), _value(run, "fd")) for run in runs]
+        points.append(
+            charts.Point(row, [(x, y) for x, y in pairs if x is not None and y is not None])
+        )
     plot = charts.scatter(points, "PSNR of reconstructions, dB", "Fréchet distance of samples")
     return plot and (
         "<p>Every row of every table: large dots are means, small ones runs. Best is at the lower right.</p>"
@@ -285,31 +293,32 @@ def _scrolled(label: str, heads: str, lines: Sequence[str]) -> str:
 def _images(report: "Report") -> str:
     parts = []
     captions = {
-        "samples": "Samples of seed {seed}: four of each class without guidance, then four with; all rows from the "
-        "same noise.",
-        "reconstructions": "Held-out images of seed {seed}, each with its reconstruction behind it; the same images "
-        "in all rows.",
+        "samples": "Samples of the first seed: four of each class without guidance, then four with; all rows from "
+        "the same noise.",
+        "reconstructions": "Held-out images with the first seed, each with its reconstruction behind it; the same "
+        "images in all rows.",
     }
     for name, caption in captions.items():
         cards = []
         for row, runs in _distinct(report):
             png = base64.b64encode(runs[0].sheets[name]).decode()
-            number = _of(runs[:1], "fd" if name == "samples" else "psnr")[0]
             unit = "FD" if name == "samples" else "PSNR"
+            number = _value(runs[0], unit.lower())
+            figure = "" if number is None else f", {unit} {number:.1f}"
             cards.append(
-                f'<figure><img loading="lazy" alt="{name} of {escape(row)}" src="data:image/png;base64,{png}">'
-                f"<figcaption>{escape(row)}, {unit} {number:.1f}</figcaption></figure>"
+                f'<figure><img alt="{name} of {escape(row)}" src="data:image/png;base64,{png}">'
+                f"<figcaption>{escape(row)}{figure}</figcaption></figure>"
             )
         if cards:
-            text = caption.format(seed=report.listing.seeds[0])
             parts.append(
-                f'<h3>{name.title()}</h3><p class="soft">{text}</p><div class="cards">{"".join(cards)}</div>'
+                f'<h3>{name.title()}</h3><p class="soft">{caption}</p><div class="cards">{"".join(cards)}</div>'
             )
     return "".join(parts)
 
 
 def _costs(report: "Report") -> str:
     lines = []
+    on_gpu = any(one.peak_gpu_mib is not None for one in report.stages)
     for one in report.stages:
         cells = [
             str(one.n),
@@ -317,11 +326,13 @@ def _costs(report: "Report") -> str:
             f"{one.gflop:,.0f}" if one.gflop else "–",
             "–" if one.seconds is None or not one.gflop else f"{one.gflop / one.seconds:.1f}",
             "–" if one.peak_mib is None else f"{one.peak_mib:.0f}",
+            *(["–" if one.peak_gpu_mib is None else f"{one.peak_gpu_mib:.0f}"] if on_gpu else []),
         ]
         lines.append(
             f'<tr><th scope="row">{one.stage}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
         )
-    heads = ("stage", "runs", "seconds, median (range)", "GFLOP", "GFLOP/s", "peak memory, MiB")
+    heads = ["stage", "runs", "seconds, median (range)", "GFLOP", "GFLOP/s", "peak memory, MiB"]
+    heads += ["GPU's, MiB"] if on_gpu else []
     parts = [
         "<p>Of the experiments that ran a stage rather than taking it from the cache; seconds are the stage's own, "
         "without the start of its process, on a machine that ran several experiments at once. Operations are counted, "
@@ -334,7 +345,7 @@ def _costs(report: "Report") -> str:
         for one in report.objectives
     ]
     if lines:
-        heads = ("objective", "runs", "step, ms (median)", "time added", "operations added")
+        heads = ["objective", "runs", "step, ms (median)", "time added", "operations added"]
         parts += [
             "<h3>What an objective adds to a step of the autoencoder</h3>"
             "<p>Time relative to the runs without an objective, looks and logging included; operations relative to "

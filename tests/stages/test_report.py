@@ -319,6 +319,26 @@ def test_a_page_without_any_results_stands(built: report.Report) -> None:
     assert "no results" in markdown_tables.render(empty)
 
 
+def test_images_that_nothing_judged_are_shown_all_the_same(built: report.Report) -> None:
+    """As with `evaluation.extractor=none`."""
+    code = results.code_of(ROOT, "HEAD")
+    unjudged = {
+        key: one._replace(
+            metrics={
+                k: v for k, v in one.metrics.items() if "fd_" not in k and "agreement" not in k
+            }
+        )
+        for key, one in made_up().items()
+    }
+    state = campaign.State(experiments(listed(LISTING)), unjudged, code)
+    text = page.render(report.build(ROOT, LISTING, state))
+    assert text.count("<img") == 2 * 19
+    assert (
+        "FD"
+        not in re.sub(r"base64,[^\"]+", "", text).split('id="images"')[1].split("</section>")[0]
+    )
+
+
 def test_names_cannot_break_the_page(built: report.Report) -> None:
     """What people write in the list is text."""
     tree = LISTING.model_dump()
