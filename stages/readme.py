@@ -96,6 +96,27 @@ def _benched(root: Path, machine: str) -> str:
         one = found[name]
         share = f"{one['share_of_matmul']:.0%}" if "share_of_matmul" in one else ""
         lines.append(f"| {words} | {one['ratio']:.2f} | {1e3 * one['seconds']:.1f} | {share} |")
+    memory = ", ".join(
+        f"`{stage}` {found['memory'][f'{stage}_mib_1x']:.0f} and {found['memory'][f'{stage}_mib_10x']:.0f}"
+        for stage in ("extract_features", "project", "train_flow")
+    )
+    starts = ", ".join(
+        f"`{name.removeprefix('import_')}` {one['seconds']:.1f}"
+        for name, one in found.items()
+        if name.startswith("import_") and name.islower() and name != "import_flowprior"
+    )
+    facts, fast = found["machine"], found["mar_sample_fast"]
+    guided = found["mar_sample_fast_guided"]
+    lines += [
+        "",
+        f"On {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}. Alignment adds "
+        f"{found['ae_step']['alignment_adds']:.0%} to that autoencoder's step. Fewer steps of sampling change "
+        f"`fd_digits` from {fast['fd_digits_usual']:.1f} to {fast['fd_digits']:.1f} (guided: from "
+        f"{guided['fd_digits_usual']:.1f} to {guided['fd_digits']:.1f}). Peak memory in MiB with 100 000 vectors and "
+        f"with ten times as many: {memory}. Seconds to import: `import flowprior` "
+        f"{found['import_flowprior']['seconds']:.2f}, `from flowprior import FlowPrior` "
+        f"{found['import_FlowPrior']['to_import_torch']:.2f} times `import torch`; stages: {starts}.",
+    ]
     return "\n".join([f"<!-- bench: {machine} -->", *lines, "<!-- end -->"])
 
 
