@@ -26,7 +26,7 @@ class Medians(NamedTuple):
 
 
 def side_by_side(
-    plain: Callable[[], Any], ours: Callable[[], Any], budget: float = 6.0, least: int = 5
+    plain: Callable[[], Any], ours: Callable[[], Any], budget: float = 4.0, least: int = 3
 ) -> Medians:
     """Median seconds of both and their ratio; the first round of each is not counted.
 

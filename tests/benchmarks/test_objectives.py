@@ -51,7 +51,7 @@ def step(name: ObjectiveName, size: str) -> Callable[[], None]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", get_args(ObjectiveName))
 def test_cost_of_a_step(benchmark, name: ObjectiveName, size: str) -> None:
-    found = side_by_side(step(name, size), step("flow_prior", size), budget=4.0)
+    found = side_by_side(step(name, size), step("flow_prior", size), budget=2.0)
     benchmark.pedantic(step(name, size), rounds=1)
     keep(
         "objectives_at_digits_size" if size == "digits" else "objectives",

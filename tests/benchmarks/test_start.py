@@ -13,7 +13,7 @@ import params
 
 from .conftest import ROOT, keep
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def seconds_of(code: str, rounds: int = ROUNDS) -> float:
@@ -38,5 +38,5 @@ def test_imports(benchmark) -> None:
         {"seconds": ours - bare, "to_import_torch": (ours - bare) / (torch - bare)},
     )
     for stage in params.SCIENCE:
-        keep(f"import_{stage}", {"seconds": seconds_of(f"import {stage}", 3) - bare})
+        keep(f"import_{stage}", {"seconds": seconds_of(f"import {stage}") - bare})
     benchmark.pedantic(lambda: seconds_of("pass", 1), rounds=1)
