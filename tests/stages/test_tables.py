@@ -223,9 +223,9 @@ def test_one_gpu_is_one_stages_own(tmp_path: Path) -> None:
     second = subprocess.Popen(command, env=env, **pipes)
     assert second.stdout.readline() == "1\n"
     third = subprocess.Popen(command, env=env, **pipes)
-    second.communicate("")
-    first.communicate("")
+    first.communicate("")  # the third waits for it, or comes later
     assert third.communicate("")[0] == "0\n"
+    second.communicate("")
     fake.unlink()
     alone = subprocess.run(command, env=env, capture_output=True, text=True, input="", check=True)
     assert alone.stdout == "None\n"
