@@ -278,8 +278,8 @@ def _collapse(report: "Report") -> str:
 
 
 def _plain_table(label: str, heads: Sequence[str], lines: Sequence[str]) -> str:
-    ths = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    return _scrolled(label, f"<tr>{ths}</tr>", lines)
+    cells = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    return _scrolled(label, f"<tr>{cells}</tr>", lines)
 
 
 def _scrolled(label: str, heads: str, lines: Sequence[str]) -> str:
