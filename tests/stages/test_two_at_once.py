@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flowprior.training.tracking import EXPERIMENT
+from results import dvc_experiments
 
 from .test_pipeline import BIN, STAGES, clone, hashes, run, stages_run
 
@@ -48,7 +49,9 @@ def end(process: subprocess.Popen[str]) -> str:
 def tracked(uri: str) -> list[Any]:
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs: list[Any] = client.search_runs([experiment.experiment_id], max_results=500)
+    runs: list[Any] = client.search_runs(
+        [experiment.experiment_id], "tags.kind = 'stage'", max_results=500
+    )
     return runs
 
 
@@ -59,10 +62,10 @@ def figures(folder: Path, stage: str) -> dict[str, float]:
 
 
 def of_experiment(folder: Path, name: str, stage: str) -> dict[str, float]:
-    """Metrics of a stage in an experiment, as DVC shows them beside those of HEAD."""
-    said = run(["dvc", "metrics", "diff", "--all", "--json", "HEAD", name], folder)
-    found = json.JSONDecoder().raw_decode(said)[0][f"metrics/{stage}.json"]
-    return {key: change["new"] for key, change in found.items()}
+    """Metrics of a stage in an experiment, from DVC's commit of it."""
+    revision = dvc_experiments(folder)[name]
+    found = json.loads(run(["git", "show", f"{revision}:metrics/{stage}.json"], folder))
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
 @pytest.fixture(scope="module")
