@@ -23,8 +23,6 @@ THEORY_ROWS = ("alignment", "alignment_minus_divergence", "weighted")
 THEORY_COLUMNS = ("targets", "latents", "off_target")
 RESULT = re.compile(r"^\| `(\w+)\.(\w+)` \| ([-\d.]+)(?: \| ([-\d.]+))? \|", re.MULTILINE)
 """A row of the results: stage and name of a metric, its value, the guided one."""
-
-
 REPORTED = re.compile(r"<!-- report: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 """Where a table of the report stands: its title there."""
 
@@ -53,7 +51,6 @@ def updated(text: str, root: Path = ROOT) -> str:
     text = RESULT.sub(result, text)
     text = _table(text, TOY_HEADER, 1, lambda name, i: _toy(root, name, i))
     text = REPORTED.sub(lambda found: _reported(root, found[1]), text)
-    text = BENCH.sub(lambda found: _benched(root, found[1]), text)
     theory = read(root, "toy/theory_mixture")
     rows = iter(range(3 * len(THEORY_ROWS)))
 
@@ -62,62 +59,6 @@ def updated(text: str, root: Path = ROOT) -> str:
         return [theory[f"{stem}_closed_form"], theory[f"{stem}_trained"]]
 
     return _table(text, THEORY_HEADER, 0, coefficients)
-
-
-BENCH = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
-"""Where the benchmarks of a machine stand: its name in `metrics/bench_<machine>.json`."""
-BENCHED = {
-    "flow_prior_step": "step of the flow prior, width 1024, depth 6, 1 024 vectors | a time for each vector",
-    "alignment_loss": "alignment loss and its gradient to 1 024 latents | a time for each vector",
-    "ae_step": "step of an autoencoder with the alignment loss | a time for each vector",
-    "mar_step": "training step of MAR | all tokens through the head",
-    "mar_sample": "sampling, the same settings | the textbook loop",
-    "mar_sample_guided": "sampling with guidance, the same settings | two passes for each step",
-    "mar_sample_fast": "digits with half of the iterations and annealed head steps | the preset's settings",
-    "mar_sample_fast_guided": "the same with guidance | the preset's settings",
-    "exact_nll": "exact NLL of 64 vectors, 32 dims | a time for each vector",
-    "shard_writing": "writing latents to shards | a tar member for each row",
-    "shard_reading": "reading and verifying them | a tar member for each row, not verified",
-    "encode_latents": "encoding with reading and writing | the encoder alone",
-    "latents_for_mar": "getting a batch of latents | a training pass of MAR on it",
-    "neighbours": "10 nearest of 10 000 for 10 000 latents | torch's cdist and topk",
-}
-"""What is measured, and what it is compared with."""
-
-
-def _benched(root: Path, machine: str) -> str:
-    """The benchmarks of one machine as a table."""
-    found = read(root, f"bench_{machine}")
-    lines = [
-        "| what | compared with | ratio | ms | share of a matrix product's rate |",
-        "|---|---|---|---|---|",
-    ]
-    for name, words in BENCHED.items():
-        one = found[name]
-        share = f"{one['share_of_matmul']:.0%}" if "share_of_matmul" in one else ""
-        lines.append(f"| {words} | {one['ratio']:.2f} | {1e3 * one['seconds']:.1f} | {share} |")
-    memory = ", ".join(
-        f"`{stage}` {found['memory'][f'{stage}_mib_1x']:.0f} and {found['memory'][f'{stage}_mib_10x']:.0f}"
-        for stage in ("extract_features", "project", "train_flow")
-    )
-    starts = ", ".join(
-        f"`{name.removeprefix('import_')}` {one['seconds']:.1f}"
-        for name, one in found.items()
-        if name.startswith("import_") and name.islower() and name != "import_flowprior"
-    )
-    facts, fast = found["machine"], found["mar_sample_fast"]
-    guided = found["mar_sample_fast_guided"]
-    lines += [
-        "",
-        f"On {facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}. Alignment adds "
-        f"{found['ae_step']['alignment_adds']:.0%} to that autoencoder's step. Fewer steps of sampling change "
-        f"`fd_digits` from {fast['fd_digits_usual']:.1f} to {fast['fd_digits']:.1f} (guided: from "
-        f"{guided['fd_digits_usual']:.1f} to {guided['fd_digits']:.1f}). Peak memory in MiB with 100 000 vectors and "
-        f"with ten times as many: {memory}. Seconds to import: `import flowprior` "
-        f"{found['import_flowprior']['seconds']:.2f}, `from flowprior import FlowPrior` "
-        f"{found['import_FlowPrior']['to_import_torch']:.2f} times `import torch`; stages: {starts}.",
-    ]
-    return "\n".join([f"<!-- bench: {machine} -->", *lines, "<!-- end -->"])
 
 
 def _reported(root: Path, title: str) -> str:

@@ -9,18 +9,9 @@ The stages' own files have all figures; a name that is not in them (no FID for d
 import json
 from pathlib import Path
 
+import params
 from flowprior.io import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = (
-    "extract_features",
-    "project",
-    "train_flow",
-    "train_ae",
-    "encode_latents",
-    "train_mar",
-    "sample_eval",
-)
 SHOWN = {
     "flow_c2st": "train_flow.c2st_accuracy",
     "psnr_db": "encode_latents.psnr_db",
@@ -47,7 +38,7 @@ DIGITS = 5
 def summary(root: Path) -> dict[str, float]:
     """The figures, to five significant digits, and the seconds of all stages together."""
     found = {}
-    for stage in STAGES:
+    for stage in params.SCIENCE:
         metrics = json.loads((root / f"metrics/{stage}.json").read_text(encoding="utf-8"))
         found |= {f"{stage}.{name}": value for name, value in metrics.items()}
     shown = {
@@ -55,9 +46,9 @@ def summary(root: Path) -> dict[str, float]:
         for name, metric in SHOWN.items()
         if isinstance(value := found.get(metric), int | float)
     }
-    total = sum(found[f"{stage}.seconds"] for stage in STAGES)
+    total = sum(found[f"{stage}.seconds"] for stage in params.SCIENCE)
     return {**shown, "total_seconds": round(total, 1)}
 
 
 if __name__ == "__main__":
-    write_json(ROOT / "metrics/summary.json", summary(ROOT))
+    write_json(params.ROOT / "metrics/summary.json", summary(params.ROOT))

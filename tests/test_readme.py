@@ -10,9 +10,9 @@ import yaml
 import params
 import readme
 from claims import summary
+from contents import numbers, plus_minus, runs_of
 from flowprior import FlowPrior
 from listing import listed, read_listing
-from report import numbers, plus_minus, runs_of
 from results import load_all
 
 from .stages.closure import ROOT

@@ -44,7 +44,12 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 def number(value: float) -> str:
     """A tick's label."""
-    return f"{value:.6g}".replace("-", "−")
+    return minus(f"{value:.6g}")
+
+
+def minus(text: str) -> str:
+    """A number with the sign that is as wide as a plus."""
+    return text.replace("-", "−")
 
 
 def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = None) -> str:

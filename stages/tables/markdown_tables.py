@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from charts import minus
 from claims import Finding, Summary
-
-if TYPE_CHECKING:
-    from report import Grid, Report
+from contents import Grid, Report
 
 
-def render(report: "Report") -> str:
+def render(report: Report) -> str:
     """The whole file."""
     parts = [
         "# What the experiments gave",
@@ -33,7 +31,7 @@ def render(report: "Report") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(one: "Grid") -> str:
+def table(one: Grid) -> str:
     """Our figures of a table."""
     rows = [
         [name, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
@@ -42,7 +40,7 @@ def table(one: "Grid") -> str:
     return _table(["", *one.head], rows)
 
 
-def paper(one: "Grid") -> str:
+def paper(one: Grid) -> str:
     """The paper's figures of a table."""
     return _table(["", *one.paper_head], [[row, *cells] for row, cells in one.paper.items()])
 
@@ -62,9 +60,9 @@ def figures(one: Finding) -> str:
         return ""
     name = one.claim.metric.split(".")[1]
     if one.claim.trend is not None:
-        return _minus(f"`{name}`: rank correlation {one.difference:.2f} over {one.first.n} runs")
+        return minus(f"`{name}`: rank correlation {one.difference:.2f} over {one.first.n} runs")
     second = f"{one.claim.than:g}" if one.second is None else _mean(one.second)
-    return _minus(
+    return minus(
         f"`{name}`: {_mean(one.first)} against {second}; difference {one.difference:.3g} "
         f"[{one.low:.3g}, {one.high:.3g}]"
     )
@@ -79,10 +77,6 @@ def p_value(one: Finding) -> str:
 
 def _mean(one: Summary) -> str:
     return f"{one.mean:.4g} ± {one.std:.2g} (n = {one.n})"
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,15 +4,12 @@ import base64
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import charts
 from claims import Finding
+from contents import Grid, Report
 from markdown_tables import figures, p_value
 from results import Result
-
-if TYPE_CHECKING:
-    from report import Grid, Report
 
 CURVED = "priors"
 """The table whose rows' curves are shown."""
@@ -28,7 +25,7 @@ VERDICTS = {
 }
 
 
-def render(report: "Report") -> str:
+def render(report: Report) -> str:
     """The whole page."""
     sections = [
         ("claims", "What holds", _claims(report.findings)),
@@ -81,7 +78,7 @@ def render(report: "Report") -> str:
 """
 
 
-def _state(report: "Report") -> str:
+def _state(report: Report) -> str:
     everything = {
         run.key for rows in report.runs.values() for runs in rows.values() for run in runs
     }
@@ -128,7 +125,7 @@ def _claims(findings: Sequence[Finding]) -> str:
     )
 
 
-def _table(report: "Report", one: "Grid") -> str:
+def _table(report: Report, one: Grid) -> str:
     source = f"the paper: {escape(one.paper_source)}"
     extra = f'<th class="group paper start" colspan="{len(one.paper_head)}">{source}</th>'
     ours = f'<th class="group" colspan="{len(one.head)}">ours, {escape(report.listing.preset)}</th>'
@@ -191,7 +188,7 @@ def _of(runs: Sequence[Result], what: str) -> list[float]:
     return [value for run in runs if (value := _value(run, what)) is not None]
 
 
-def _distinct(report: "Report") -> Iterator[tuple[str, Sequence[Result]]]:
+def _distinct(report: Report) -> Iterator[tuple[str, Sequence[Result]]]:
     """Every row once, under its first name."""
     seen: set[str] = set()
     for rows in report.runs.values():
@@ -201,7 +198,7 @@ def _distinct(report: "Report") -> Iterator[tuple[str, Sequence[Result]]]:
                 yield row, runs
 
 
-def _trade_off(report: "Report") -> str:
+def _trade_off(report: Report) -> str:
     points = []
     for row, runs in _distinct(report):
         pairs = [(_value(run, "psnr"), _value(run, "fd")) for run in runs]
@@ -215,7 +212,7 @@ def _trade_off(report: "Report") -> str:
     )
 
 
-def _curves(report: "Report") -> str:
+def _curves(report: Report) -> str:
     cards = []
     for row, runs in report.runs.get(CURVED, {}).items():
         curves = [run.curves.get("alignment", {}) for run in runs]
@@ -248,10 +245,10 @@ def _correlation(runs: Sequence[Result]) -> str:
             continue
         mean = sum(ends[0]) / len(runs)
         said.append(f"{name.title()} {mean:.2f} [{min(ends[1]):.2f}, {max(ends[2]):.2f}]")
-    return escape(", ".join(said).replace("-", "−"))
+    return escape(charts.minus(", ".join(said)))
 
 
-def _collapse(report: "Report") -> str:
+def _collapse(report: Report) -> str:
     lines = []
     for row, runs in _distinct(report):
         flags = [int(run.metrics["encode_latents.collapsed"]) for run in runs]
@@ -263,7 +260,7 @@ def _collapse(report: "Report") -> str:
             ("nll_gap_nats", 2),
         ):
             values = [float(run.metrics[f"encode_latents.{name}"]) for run in runs]
-            cells.append(f"{sum(values) / len(values):.{digits}f}".replace("-", "−"))
+            cells.append(charts.minus(f"{sum(values) / len(values):.{digits}f}"))
         lines.append(
             f'<tr><th scope="row">{escape(row)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
         )
@@ -290,7 +287,7 @@ def _scrolled(label: str, heads: str, lines: Sequence[str]) -> str:
     )
 
 
-def _images(report: "Report") -> str:
+def _images(report: Report) -> str:
     parts = []
     captions = {
         "samples": "Samples of the first seed: four of each class without guidance, then four with; all rows from "
@@ -316,7 +313,7 @@ def _images(report: "Report") -> str:
     return "".join(parts)
 
 
-def _costs(report: "Report") -> str:
+def _costs(report: Report) -> str:
     lines = []
     on_gpu = any(one.peak_gpu_mib is not None for one in report.stages)
     for one in report.stages:
@@ -369,10 +366,10 @@ def _costs(report: "Report") -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:+.0f}%".replace("-", "−")
+    return "–" if share is None else charts.minus(f"{100 * share:+.0f}%")
 
 
-def _limits(report: "Report") -> str:
+def _limits(report: Report) -> str:
     if report.listing.preset != "digits":
         return ""
     return (

@@ -85,7 +85,7 @@ def test_the_summary_is_made_of_all_stages() -> None:
     code = {path for path in SUMMARY["deps"] if not path.startswith("metrics/")}
     assert sorted(code) == closure(ROOT / "stages/summary.py")
     assert set(SUMMARY["deps"]) - code == {f"metrics/{stage}.json" for stage in STAGES}
-    assert list(summary.STAGES) == list(STAGES)
+    assert list(params.SCIENCE) == list(STAGES)
 
 
 def test_the_summary_has_what_there_is_under_its_short_name() -> None:

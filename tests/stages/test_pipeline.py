@@ -14,40 +14,42 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import params
 from flowprior.io import file_digest
 
 from .closure import ROOT
 
 USED = ("seconds", "_per_second", "_mib")
 """How the keys of metrics end that may differ."""
-STAGES = [
-    "extract_features",
-    "project",
-    "train_flow",
-    "train_ae",
-    "encode_latents",
-    "train_mar",
-    "sample_eval",
-]
+STAGES = list(params.SCIENCE)
 BIN = Path(sys.executable).parent
 
 
-def run(command: list[str], cwd: Path) -> str:
-    """Run a command as a user would, tracking off; its output, or a failure that shows it."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")}
-    environment |= {
-        "PATH": f"{BIN}:{environment['PATH']}",
+def environment(**changes: str) -> dict[str, str]:
+    """A user's: the tools, and a name for commits, which a bare machine has not; tracking is off."""
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("DVC_") and key != "PYTHONPATH"
+    }
+    return {
+        **plain,
+        "PATH": f"{BIN}:{plain['PATH']}",
         "FLOWPRIOR_MLFLOW": "off",
         "GIT_AUTHOR_NAME": "test",
         "GIT_AUTHOR_EMAIL": "test@example.com",
         "GIT_COMMITTER_NAME": "test",
         "GIT_COMMITTER_EMAIL": "test@example.com",
+        **changes,
     }
-    environment.pop("PYTHONPATH", None)
+
+
+def run(command: list[str], cwd: Path) -> str:
+    """Run a command as a user would; its output, or a failure that shows it."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

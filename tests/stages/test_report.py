@@ -16,11 +16,11 @@ from scipy import stats
 import campaign
 import charts
 import claims
+import contents
 import ledger
 import markdown_tables
 import page
 import params
-import report
 import results
 from listing import Listing, experiments, listed, read_listing
 
@@ -92,14 +92,14 @@ def made_up(**effects: float) -> dict[str, results.Result]:
 
 
 @pytest.fixture(scope="module")
-def built() -> report.Report:
+def built() -> contents.Report:
     """A report of made-up results, in which the semantic prior is far better than all others; one row is missing."""
     there = made_up(semantic=-12.0, discrete=5.0)
     lost = [key for key, one in there.items() if one.name.startswith("pca-")]
     older = next(key for key, one in there.items() if one.name == "kl-s1")
     there[older] = there[older]._replace(code={**there[older].code, "train_mar": "0"})
     kept = {key: one for key, one in there.items() if key not in lost}
-    return report.build(
+    return contents.build(
         ROOT,
         LISTING,
         campaign.State(experiments(listed(LISTING)), kept, results.code_of(ROOT, "HEAD")),
@@ -206,10 +206,10 @@ def test_a_summary_has_the_sample_standard_deviation() -> None:
     [("higher", [3.0, 1.0, -2.0]), ("lower", [-2.0, 1.0, 3.0]), ("zero", [1.0, -2.0, 3.0]), ("one", [1.0, 3.0, -2.0])],
 )  # fmt: skip
 def test_better_is_higher_lower_or_nearer(better: str, order: list[float]) -> None:
-    assert sorted([1.0, -2.0, 3.0], key=lambda value: report.worse(value, better)) == order
+    assert sorted([1.0, -2.0, 3.0], key=lambda value: contents.worse(value, better)) == order
 
 
-def test_the_tables_have_means_marks_and_the_papers_figures(built: report.Report) -> None:
+def test_the_tables_have_means_marks_and_the_papers_figures(built: contents.Report) -> None:
     priors = built.grids[0]
     rows = dict(priors.rows)
     assert "kl †" in rows
@@ -220,12 +220,12 @@ def test_the_tables_have_means_marks_and_the_papers_figures(built: report.Report
     assert priors.paper["semantic"][0] == "1.26"
     assert "FID" not in priors.head
     operators = dict(built.grids[-1].rows)
-    assert {cell.text for cell in operators["pca"]} == {report.plus_minus(claims.summary([]), 1)}
+    assert {cell.text for cell in operators["pca"]} == {contents.plus_minus(claims.summary([]), 1)}
     assert built.missing == ["pca-s0", "pca-s1", "pca-s2"]
     assert built.older == ["kl-s1"]
 
 
-def test_the_verdicts_follow_the_results(built: report.Report) -> None:
+def test_the_verdicts_follow_the_results(built: contents.Report) -> None:
     """Semantic is far better, and the textual ones are not as good as it."""
     verdicts = {one.claim.says: one.verdict for one in built.findings}
     assert verdicts["A semantic prior generates better than KL"] == "holds"
@@ -234,13 +234,13 @@ def test_the_verdicts_follow_the_results(built: report.Report) -> None:
     assert verdicts["The harder the pull, the better the generation"] == "undecided"
 
 
-def test_real_images_are_judged_as_samples_are(built: report.Report) -> None:
+def test_real_images_are_judged_as_samples_are(built: contents.Report) -> None:
     """The classifier knows nearly all of them, and they lie near the held-out ones."""
     assert built.real["sample_eval.label_agreement"] > 0.98
     assert 0 < built.real["sample_eval.fd_digits"] < 10
 
 
-def test_the_ledger_counts_what_an_objective_adds(built: report.Report) -> None:
+def test_the_ledger_counts_what_an_objective_adds(built: contents.Report) -> None:
     """Time against the runs without one; operations by the plan."""
     found = {one.name: one for one in built.objectives}
     assert found["none"].added_time == 0
@@ -283,7 +283,7 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_the_page_is_whole_and_needs_nothing_else(built: report.Report) -> None:
+def test_the_page_is_whole_and_needs_nothing_else(built: contents.Report) -> None:
     """No script, nothing from the network; every image has words, every link a target, every table a name."""
     text = page.render(built)
     found = Reader(text)
@@ -304,7 +304,7 @@ def test_the_page_is_whole_and_needs_nothing_else(built: report.Report) -> None:
     assert "nan" not in re.sub(r"base64,[^\"]+", "", text).lower().replace("nano", "")
 
 
-def test_the_page_says_what_is_missing_and_what_is_old(built: report.Report) -> None:
+def test_the_page_says_what_is_missing_and_what_is_old(built: contents.Report) -> None:
     text = page.render(built)
     assert "3 not run yet" in text
     assert "pca-s0, pca-s1, pca-s2" in text
@@ -312,14 +312,14 @@ def test_the_page_says_what_is_missing_and_what_is_old(built: report.Report) -> 
     assert text.count("<img") == 2 * 18  # rows that have results
 
 
-def test_a_page_without_any_results_stands(built: report.Report) -> None:
+def test_a_page_without_any_results_stands(built: contents.Report) -> None:
     state = campaign.State(experiments(listed(LISTING)), {}, results.code_of(ROOT, "HEAD"))
-    empty = report.build(ROOT, LISTING, state)
+    empty = contents.build(ROOT, LISTING, state)
     Reader(page.render(empty))
     assert "no results" in markdown_tables.render(empty)
 
 
-def test_images_that_nothing_judged_are_shown_all_the_same(built: report.Report) -> None:
+def test_images_that_nothing_judged_are_shown_all_the_same(built: contents.Report) -> None:
     """As with `evaluation.extractor=none`."""
     code = results.code_of(ROOT, "HEAD")
     unjudged = {
@@ -331,7 +331,7 @@ def test_images_that_nothing_judged_are_shown_all_the_same(built: report.Report)
         for key, one in made_up().items()
     }
     state = campaign.State(experiments(listed(LISTING)), unjudged, code)
-    text = page.render(report.build(ROOT, LISTING, state))
+    text = page.render(contents.build(ROOT, LISTING, state))
     assert text.count("<img") == 2 * 19
     assert (
         "FD"
@@ -339,7 +339,7 @@ def test_images_that_nothing_judged_are_shown_all_the_same(built: report.Report)
     )
 
 
-def test_names_cannot_break_the_page(built: report.Report) -> None:
+def test_names_cannot_break_the_page(built: contents.Report) -> None:
     """What people write in the list is text."""
     tree = LISTING.model_dump()
     tree["tables"]["priors"]["title"] = "<script>alert(1)</script> & more"
@@ -350,7 +350,7 @@ def test_names_cannot_break_the_page(built: report.Report) -> None:
     assert not Reader(page.render(spoiled)).all("script")
 
 
-def test_the_markdown_tables_are_even(built: report.Report) -> None:
+def test_the_markdown_tables_are_even(built: contents.Report) -> None:
     """As many cells in every line, one table after the other."""
     text = markdown_tables.render(built)
     widths: list[int] = []

@@ -23,8 +23,9 @@ from listing import experiments, listed, read_listing, resolve
 from params import ParamsError
 
 from .closure import ROOT
-from .test_pipeline import BIN, clone, run
+from .test_pipeline import BIN, clone, environment, run
 
+CODE = "src:stages"
 TREE = params.read_yaml(ROOT / "params.yaml")
 SMOKE = {
     "preset": "smoke",
@@ -241,23 +242,13 @@ def tables(
     done = subprocess.run(
         [sys.executable, "stages/tables/campaign.py", "--listing", str(listing), *arguments],
         cwd=root,
-        env=environment(root, **env),
+        env=environment(PYTHONPATH=CODE, **env),
         capture_output=True,
         text=True,
         check=False,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
-
-
-def environment(root: Path, **changes: str) -> dict[str, str]:
-    """For commands in a clone: its code, and no database."""
-    plain = {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-        "PYTHONPATH": "src:stages",
-        "FLOWPRIOR_MLFLOW": "off",
-    }
-    return {**os.environ, **plain, **changes}
 
 
 def kept(root: Path) -> dict[str, results.Result]:
@@ -285,6 +276,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     done = tables(root, path, "--workers", "2", check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     return root, path, done.stdout + done.stderr
+
+
+def copy_of(root: Path, folder: Path) -> Path:
+    """Of a clone, for a test that changes it."""
+    shutil.copytree(root, folder / "clone", symlinks=True)
+    return folder / "clone"
 
 
 @pytest.mark.slow
@@ -333,8 +330,7 @@ def test_results_of_older_code_are_recognised_and_made_anew(
     ran: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     """Only what stands behind the change; unless they will do. Uncommitted code is refused."""
-    root = tmp_path / "clone"
-    shutil.copytree(ran[0], root, symlinks=True)
+    root = copy_of(ran[0], tmp_path)
     path = ran[1]
     with (root / "stages/sample_eval.py").open("a") as file:
         file.write("# another word\n")
@@ -359,13 +355,15 @@ def test_a_campaign_that_is_stopped_leaves_nothing_running_and_goes_on(
     ran: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     """From the checkpoints of what was cut off."""
-    root = tmp_path / "clone"
-    shutil.copytree(ran[0], root, symlinks=True)
+    root = copy_of(ran[0], tmp_path)
     path = listing_file(tmp_path / "one.yaml", seeds=[7])
     command = [sys.executable, "stages/tables/campaign.py", "--listing", str(path)]
     log = root / ".ckpt/tables/kl-s7.log"
     process = subprocess.Popen(
-        [*command, "--only", "kl", "--workers", "1"], cwd=root, env=environment(root), text=True
+        [*command, "--only", "kl", "--workers", "1"],
+        cwd=root,
+        env=environment(PYTHONPATH=CODE),
+        text=True,
     )
     until = time.monotonic() + 240
     while "Running stage 'train_mar'" not in (log.read_text() if log.exists() else ""):
@@ -387,8 +385,7 @@ def test_machines_exchange_experiments_through_remotes(
     ran: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     """A job in a clone of its own pushes to git's and DVC's remotes; a third clone takes the result."""
-    root = tmp_path / "clone"
-    shutil.copytree(ran[0], root, symlinks=True)
+    root = copy_of(ran[0], tmp_path)
     origin, store = tmp_path / "origin.git", tmp_path / "store"
     run(["dvc", "remote", "add", "-d", "store", str(store)], root)
     run(["git", "commit", "-qam", "a remote"], root)
@@ -397,7 +394,7 @@ def test_machines_exchange_experiments_through_remotes(
     path = listing_file(tmp_path / "one.yaml", seeds=[5])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    env = environment(root, LISTING=str(path), SCRATCH=str(scratch))
+    env = environment(LISTING=str(path), SCRATCH=str(scratch))
     env["SLURM_ARRAY_TASK_ID"] = "3"  # the line of kl
     job = subprocess.run(
         ["stages/tables/job.sh"], cwd=root, env=env, capture_output=True, text=True, check=False
