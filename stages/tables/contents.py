@@ -139,7 +139,9 @@ def grid(
         present = {row: one for row, one in found.items() if one.n}
         best = min(present, key=lambda row: worse(present[row].mean, column.better))
         for row, one in found.items():
-            cells[row].append(Cell(plus_minus(one, column.digits), row == best and len(present) > 1))
+            cells[row].append(
+                Cell(plus_minus(one, column.digits), row == best and len(present) > 1)
+            )
     rows = [(_marked(row, runs[row], older, len(listing.seeds)), cells[row]) for row in runs]
     if any(c.metric in real for c in columns):
         shown = [f"{real[c.metric]:.{c.digits}f}" if c.metric in real else "" for c in columns]
