@@ -170,7 +170,7 @@ def test_tables_of_the_report_are_here() -> None:
     """And what the claims came to; whole, as `make report` wrote them."""
     listing = read_listing()
     shown = readme.REPORTED.findall(README)
-    tables = [listing.tables[name].title for name in ("priors", "weights")]
+    tables = [listing.tables[name].title for name in ("priors", "weights", "objectives")]
     assert shown == [*tables, "What holds here"]
     report = (ROOT / "metrics/report.md").read_text(encoding="utf-8")
     for claim in listing.claims:
