@@ -55,6 +55,9 @@ STARTED = "'extract_features'"
 """DVC names the first stage when its copy of the tree is made, and another experiment may start."""
 PATIENCE = 120
 """Seconds that an experiment may take to come so far."""
+ENDING = "'sample_eval'"
+"""A DVC that is about to leave runs what another has just put into the repository's queue; so none starts while one
+has come to this stage, near the end."""
 BUSY = re.compile(r"Unable to acquire|[Ll]ock(Error|ed)|is busy")
 """How DVC says that another DVC is at work in the repository."""
 TRIES = 5
@@ -113,6 +116,31 @@ def collect(root: Path, state: State) -> list[Experiment]:
     return taken
 
 
+class Running(NamedTuple):
+    """An attempt at an experiment: the DVC at work on it, its log, and where in the log it begins."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    start: int
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_bytes()[self.start :].decode(errors="replace")
+
+    def wait_for_start(self) -> None:
+        """Until another may start, or this one has ended or takes too long."""
+        until = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < until:
+            if STARTED in self.said():
+                return
+            time.sleep(0.2)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is near its end."""
+        return self.process.poll() is None and ENDING in self.said()
+
+
 class Campaign:
     """Runs experiments, several at a time, each a DVC of its own.
 
@@ -130,7 +158,7 @@ class Campaign:
         self.done = 0
         self._starting = threading.Lock()
         self._stop = threading.Event()
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, Running] = {}
 
     def run(self, todo: Sequence[Experiment]) -> None:
         """Run all; returns when they have ended, or were stopped."""
@@ -151,8 +179,8 @@ class Campaign:
         except KeyboardInterrupt:
             print("stopping: the experiments that run go on from their checkpoints next time")
             self._stop.set()
-            for process in list(self._running.values()):
-                _kill(process)
+            for one in list(self._running.values()):
+                _kill(one.process)
             for thread in threads:
                 thread.join()
             raise
@@ -191,6 +219,7 @@ class Campaign:
             before = log.stat().st_size if attempt else 0
             with log.open("ab" if attempt else "wb") as file:
                 with self._starting:
+                    self._wait_for_those_that_leave()
                     if self._stop.is_set():
                         return "stopped"
                     process = subprocess.Popen(
@@ -202,21 +231,28 @@ class Campaign:
                         stdin=subprocess.DEVNULL,
                         start_new_session=True,
                     )
-                    self._running[one.name] = process
-                    _wait_for_start(process, log, before)
+                    running = self._running[one.name] = Running(process, log, before)
+                    running.wait_for_start()
                 status = process.wait()
                 del self._running[one.name]
-            text = _read_from(log, before)
-            if status == 0:
-                revision = dvc_experiments(self.root)[one.name]
-                ran = [stage for stage in RAN.findall(text) if stage in params.SCIENCE]
+            text = running.said()
+            revision = None if status else dvc_experiments(self.root).get(one.name)
+            if revision is not None:
+                ran = [stage for stage in params.SCIENCE if stage in RAN.findall(text)]
                 save(self.root, taken_from(self.root, revision, one, self.machine, ran))
                 return ""
-            if self._stop.is_set() or not BUSY.search(text) or attempt == TRIES - 1:
+            lost = status == 0  # another DVC took it out of the queue
+            if self._stop.is_set() or not (lost or BUSY.search(text)) or attempt == TRIES - 1:
                 break
             time.sleep(2 + 3 * attempt)
         last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
+        if lost:
+            last = ["no experiment of DVC came of it"]
         return f"exit {status}, see {LOGS / log.name}: {last[0][:300]}"
+
+    def _wait_for_those_that_leave(self) -> None:
+        while not self._stop.is_set() and any(one.leaves for one in list(self._running.values())):
+            time.sleep(0.2)
 
     def _dvc(self, *command: str) -> None:
         done = subprocess.run(["dvc", *command], cwd=self.root, capture_output=True, check=False)
@@ -238,19 +274,6 @@ def _gpus() -> str:
     import torch
 
     return ",".join(str(index) for index in range(torch.cuda.device_count()))
-
-
-def _wait_for_start(process: subprocess.Popen[bytes], log: Path, before: int) -> None:
-    until = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < until:
-        if STARTED in _read_from(log, before):
-            return
-        time.sleep(0.2)
-
-
-def _read_from(log: Path, before: int) -> str:
-    """What an attempt printed."""
-    return log.read_bytes()[before:].decode(errors="replace")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -36,7 +36,7 @@ class Result(NamedTuple):
         preset: Of its sizes.
         settings: What it sets.
         code: Hash of the code of every stage.
-        machine: What it ran on; empty where that is not known.
+        machine: What it ran on; empty where that is not known, or nothing ran.
         ran: Stages that ran there; the others came from the cache, whatever machine filled it.
         metrics: Of every stage, by `stage.name`.
         curves: Tables over training, by name: columns by name.
@@ -111,7 +111,7 @@ def taken_from(
     machine: Mapping[str, Any] | None = None,
     ran: Sequence[str] = (),
 ) -> Result:
-    """The result of an experiment from DVC's commit of it, and where it ran, if that is known.
+    """The result of an experiment from DVC's commit of it, and where it ran, if that is known and any stage did.
 
     Raises:
         ArtifactError: The commit lacks a metrics file or picture, or other parameters made it.
@@ -142,7 +142,7 @@ def taken_from(
         preset=one.settings[0].partition("=")[2],
         settings=one.settings,
         code=code_of(root, revision),
-        machine=dict(machine or {}),
+        machine=dict(machine or {}) if ran else {},
         ran=list(ran),
         metrics=metrics,
         curves=curves,

@@ -132,6 +132,49 @@ def test_a_mistake_in_the_list_is_told(
         listed(read_listing(listing_file(tmp_path / "t.yaml", **changes)), TREE)
 
 
+# --- DVCs beside each other -------------------------------------------------------------------------
+
+FAKE_DVC = """#!/bin/sh
+name=$5
+note() { echo "$1 $name" >> "$EVENTS"; }
+note start
+echo "Running stage 'extract_features':"
+sleep 1
+note leave
+echo "Running stage 'sample_eval':"
+sleep 1
+note end
+"""
+
+
+def test_none_starts_while_another_is_about_to_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be taken out of DVC's queue by that one. If it was all the same, it is run again, and then named."""
+    dvc = tmp_path / "bin/dvc"
+    dvc.parent.mkdir()
+    dvc.write_text(FAKE_DVC)
+    dvc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{dvc.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("EVENTS", str(tmp_path / "events"))
+    monkeypatch.setattr(campaign, "dvc_experiments", lambda _: {})
+    monkeypatch.setattr(campaign, "TRIES", 2)
+    listing = read_listing(listing_file(tmp_path / "t.yaml"))
+    todo = [one for one in experiments(listed(listing, TREE)) if "lost" not in one.name]
+    work = campaign.Campaign(tmp_path, 2, {})
+    work.run(todo)
+    events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
+    assert sorted(name for what, name in events if what == "start") == sorted(
+        2 * [one.name for one in todo]
+    )
+    leaving: set[str] = set()
+    for what, name in events:
+        assert not (what == "start" and leaving)
+        leaving = {"leave": leaving | {name}, "end": leaving - {name}}.get(what, leaving)
+    assert sorted(work.failed) == sorted(one.name for one in todo)
+    assert capsys.readouterr().out.count("FAILED") == len(todo)
+
+
 # --- what is kept -----------------------------------------------------------------------------------
 
 
@@ -323,6 +366,18 @@ def test_results_that_were_lost_are_taken_from_dvc(ran: tuple[Path, Path, str]) 
     done = tables(root, path, "--collect")
     assert "2 results taken" in done.stdout
     assert kept(root) == {name: one._replace(machine={}, ran=[]) for name, one in before.items()}
+
+
+@pytest.mark.slow
+def test_no_machine_is_named_where_nothing_ran(ran: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """All stages came from DVC's cache, which another machine may have filled."""
+    root = copy_of(ran[0], tmp_path)
+    shutil.rmtree(root / results.FOLDER)
+    run(["dvc", "exp", "remove", "kl-s1"], root)
+    done = tables(root, ran[1], "--only", "kl-s1", "--workers", "1")
+    assert "kl-s1: " in done.stdout
+    one = kept(root)["kl-s1"]
+    assert (one.ran, one.machine) == ([], {})
 
 
 @pytest.mark.slow
