@@ -41,7 +41,7 @@ lint: setup
 	codespell
 
 bench: setup
-	PYTHONPATH=src python -m pytest tests/benchmarks --benchmark-only --benchmark-disable-gc -s -q
+	PYTHONPATH=src python -m pytest tests/benchmarks -o addopts=--strict-markers --benchmark-only --benchmark-disable-gc --benchmark-quiet -s -q
 
 # Kills stages at random moments and starts them again; fails if anything ends otherwise than undisturbed.
 MINUTES ?= 10

@@ -9,6 +9,12 @@ from torch import nn
 from flowprior import rng
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is marked `gpu` is skipped where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 def write_inception_weights(path: Path, seed: int = 0) -> Path:
     """torch-fidelity's Inception with random weights, in a file of the format of its own."""
     from torch_fidelity import feature_extractor_inceptionv3 as theirs

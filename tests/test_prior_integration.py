@@ -63,7 +63,6 @@ def test_an_optimiser_over_everything_leaves_the_prior_alone(prior: FlowPrior) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_it_is_the_same_prior(prior: FlowPrior) -> None:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(32, 4)

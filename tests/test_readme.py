@@ -101,7 +101,7 @@ def test_the_table_of_knobs_names_every_choice(section: str) -> None:
 PATHS = sorted(
     set(re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|yaml|md|cff|toml|txt))`", README))
     | set(re.findall(r"`((?:src|stages|tests|data|metrics)/[\w./-]*)`", README))
-    | set(re.findall(r"\]\((?!http)([^)]+)\)", README))
+    | set(re.findall(r"\]\((?!http|#)([^)]+)\)", README))
 )
 
 
@@ -109,6 +109,14 @@ PATHS = sorted(
 def test_a_path_of_the_readme_exists(path: str) -> None:
     made_by_a_run = path.startswith("data/")
     assert made_by_a_run or (ROOT / path).exists()
+
+
+def test_a_section_that_the_readme_points_to_is_there() -> None:
+    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {heading.lower().replace(" ", "-") for heading in headings}
+    pointed_to = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert pointed_to
+    assert pointed_to <= anchors
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
@@ -170,7 +178,9 @@ def test_tables_of_the_report_are_here() -> None:
     """And what the claims came to; whole, as `make report` wrote them."""
     listing = read_listing()
     shown = readme.REPORTED.findall(README)
-    tables = [listing.tables[name].title for name in ("priors", "weights", "objectives")]
+    tables = [
+        listing.tables[name].title for name in ("priors", "operators", "weights", "objectives")
+    ]
     assert shown == [*tables, "What holds here"]
     report = (ROOT / "metrics/report.md").read_text(encoding="utf-8")
     for claim in listing.claims:
@@ -179,6 +189,18 @@ def test_tables_of_the_report_are_here() -> None:
     wrong = re.sub(r"(\| ae.*?\d)", r"\g<1>7", README, count=1)
     assert wrong != README
     assert readme.updated(wrong) == README
+
+
+def test_the_benchmarks_of_a_machine_are_here() -> None:
+    """All that is measured against a plain twin; any of its numbers, made wrong, is put right."""
+    (machine,) = readme.BENCH.findall(README)
+    found = readme.read(ROOT, f"bench_{machine}")
+    assert set(readme.BENCHED) == {name for name, one in found.items() if "ratio" in one}
+    start = README.index(f"<!-- bench: {machine} -->") + len(machine) + 16
+    end = README.index("<!-- end -->", start)
+    for number in re.finditer(r"\d+(\.\d+)?", README[start:end]):
+        at = start + number.start()
+        assert readme.updated(README[:at] + "7" + README[at:]) == README
 
 
 def test_the_committed_report_is_of_the_committed_results() -> None:

@@ -1,6 +1,7 @@
 """What the benchmarks found: a table at the end, and `metrics/bench_<machine>.json`."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+import params
 from flowprior.io import write_json
 from flowprior.training.machine import machine
 
@@ -19,6 +22,13 @@ FOUND: dict[str, dict[str, Any]] = {}
 RATE: dict[str, float] = {}
 MATMUL = 2048
 """Rows and columns of the matrices whose product the machine's rate is taken from; on a GPU four times as many."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unchecked(request: pytest.FixtureRequest) -> None:
+    """The tests' checks of types at every call would be timed with the project, and not with its plain twins."""
+    if request.config.getoption("jaxtyping_packages"):
+        pytest.exit("benchmarks run without the tests' checks of types: make bench", 2)
 
 
 @pytest.fixture
@@ -65,6 +75,25 @@ def keep(name: str, found: dict[str, Any]) -> None:
     FOUND.setdefault(name, {}).update(found)
 
 
+def workspace(folder: Path, change: Callable[[Any], None]) -> dict[str, str]:
+    """A folder that stages can run in, by parameters that `change` has changed; their processes' environment."""
+    tree: Any = params.read_yaml(ROOT / "params.yaml")
+    change(tree)
+    for name in ("src", "stages"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+    path = f"{folder / 'src'}:{folder / 'stages'}"
+    return {**os.environ, "PYTHONPATH": path, "FLOWPRIOR_MLFLOW": "off"}
+
+
+def running(stage: str) -> str:
+    """The code of a process that runs a stage in its working directory."""
+    return (
+        "import sys; from pathlib import Path; sys.argv = ['-']; import params; root = Path.cwd(); "
+        f"import {stage}; {stage}.main(params.load_params(root / 'params.yaml'), root)"
+    )
+
+
 def machine_name() -> str:
     """Of the file: processor or GPU, and threads."""
     facts = machine()
@@ -74,7 +103,7 @@ def machine_name() -> str:
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Name, ratio, seconds, share of a matrix product, and what else there is."""
-    lines = [f"{'':24}{'ratio':>8}{'ms':>12}{'GFLOP':>10}{'of matmul':>11}"]
+    lines = [f"{'':27}{'ratio':>8}{'ms':>12}{'GFLOP':>10}{'of matmul':>11}"]
     for name, one in found.items():
         known = {"ratio", "seconds", "flops", "share_of_matmul"}
         cells = (
@@ -88,7 +117,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             for key, value in one.items()
             if key not in known
         )
-        lines.append(f"{name:24}{''.join(cells)}  {rest}".rstrip())
+        lines.append(f"{name:27}{''.join(cells)}  {rest}".rstrip())
     return "\n".join(lines)
 
 
@@ -100,5 +129,6 @@ def written() -> Iterator[None]:
         return
     path = ROOT / f"metrics/bench_{machine_name()}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, before | FOUND | {"machine": machine() | RATE})
+    facts = before.get("machine", {}) | machine() | RATE
+    write_json(path, before | FOUND | {"machine": facts})
     print(f"\n\n{table(FOUND)}\n\n{path.relative_to(ROOT)}")

@@ -4,7 +4,6 @@ Run with `make bench`.
 """
 
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import params
 from flowprior import rng
@@ -30,7 +28,7 @@ from flowprior.metrics.neighbours import NeighbourIndex
 from flowprior.models.autoencoder import Shape, build_autoencoder
 from flowprior.models.mar import MAR, MARShape, draw_masking
 
-from .conftest import ROOT, keep
+from .conftest import keep, running, workspace
 from .side_by_side import side_by_side
 
 ROWS = 40_000
@@ -187,26 +185,17 @@ def test_memory_does_not_grow_with_the_vectors(benchmark, tmp_path: Path, times:
     """Peaks of three stages with a file of 100 000 vectors of 64 dims, and with one of ten times as many."""
     features = np.random.default_rng(0).normal(size=(100_000 * times, 64)).astype(np.float32)
     np.save(tmp_path / "features.npy", features)
-    tree: Any = params.read_yaml(ROOT / "params.yaml")
-    tree["preset"] = "smoke"
-    tree["prior"] |= {"source": "file", "path": str(tmp_path / "features.npy")}
-    tree["presets"]["smoke"]["extract_features"]["max_vectors"] = len(features)
-    for name in ("src", "stages"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
-    env = {
-        **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'src'}:{tmp_path / 'stages'}",
-        "FLOWPRIOR_MLFLOW": "off",
-    }
+
+    def change(tree: Any) -> None:
+        tree["preset"] = "smoke"
+        tree["prior"] |= {"source": "file", "path": str(tmp_path / "features.npy")}
+        tree["presets"]["smoke"]["extract_features"]["max_vectors"] = len(features)
+
+    env = workspace(tmp_path, change)
     clock = time.perf_counter()
     found = {}
     for stage in ("extract_features", "project", "train_flow"):
-        code = (
-            "import sys; from pathlib import Path; sys.argv = ['-']; import params; root = Path.cwd(); "
-            f"import {stage}; {stage}.main(params.load_params(root / 'params.yaml'), root)"
-        )
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-c", running(stage)]
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
         found[f"{stage}_mib_{times}x"] = most_memory(process)
     keep("memory", found)

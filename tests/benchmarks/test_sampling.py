@@ -32,7 +32,7 @@ MARS = {
 }
 """Sizes, images, iterations, steps of the head."""
 SIZES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
-FAST = {"num_iterations": 4, "head_steps": 20, "final_head_steps": 5}
+FAST = {"num_iterations": 4, "head_steps": 16, "final_head_steps": 4}
 """Against the preset's settings: half of the iterations, and ever fewer steps of the head."""
 NOISES = 4
 """Draws of the samples, for the spread of their quality."""

@@ -1,19 +1,33 @@
-"""What starting costs: imports of the library and of each stage, and their share of the smallest pipeline.
+"""What is not work: imports, and their share of the smallest pipeline; data and logging, and their share of training.
 
-Run with `make bench`.
+Run with `make bench`, after `dvc repro`: training is that of the digits preset, on its artifacts.
 """
 
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 import params
+from flowprior.training.ahead import Ahead
+from flowprior.training.session import Session
+from flowprior.training.tracking import FLUSH_SECONDS, Tracker
 
-from .conftest import ROOT, keep
+from .conftest import ROOT, keep, running, workspace
 
 ROUNDS = 3
+STEPS = 100
+"""Of training, of which the parts are timed."""
+POINTS = 400
+"""Figures that are sent to MLflow at once."""
 
 
 def seconds_of(code: str, rounds: int = ROUNDS) -> float:
@@ -40,3 +54,106 @@ def test_imports(benchmark) -> None:
     for stage in params.SCIENCE:
         keep(f"import_{stage}", {"seconds": seconds_of(f"import {stage}") - bare})
     benchmark.pedantic(lambda: seconds_of("pass", 1), rounds=1)
+
+
+def test_the_smallest_pipeline(benchmark, tmp_path: Path) -> None:
+    """Seconds of the smoke preset's stages, each in a process of its own, and how much of them are imports."""
+    env = workspace(tmp_path, lambda tree: tree.update(preset="smoke"))
+    imports, seconds = 0.0, {}
+    for stage in params.SCIENCE:
+        clock = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", running(stage)],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds[f"{stage}_seconds"] = time.perf_counter() - clock
+        times = re.findall(r"^import time: +(\d+) \|", done.stderr, re.MULTILINE)
+        imports += sum(map(int, times)) / 1e6
+    total = sum(seconds.values())
+    keep("smoke", {"seconds": total, "imports_seconds": imports, "imports_share": imports / total})
+    keep("smoke", seconds)
+    benchmark.pedantic(lambda: total, rounds=1)
+
+
+@pytest.mark.parametrize("stage", ["train_ae", "train_mar"])
+def test_what_is_not_training(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Share of a step that goes into its data, and into the curve of training, of which MLflow gets rows."""
+    if not (ROOT / "data/latents/manifest.json").exists():
+        pytest.skip("needs the artifacts of the digits preset: dvc repro")
+
+    def change(tree: Any) -> None:
+        tree["preset"] = "digits"
+        tree["presets"]["digits"][stage] |= {"steps": STEPS, "log_steps": STEPS // 4}
+        tree["presets"]["digits"][stage]["optimizer"]["warmup_steps"] = STEPS // 4
+
+    monkeypatch.setenv("FLOWPRIOR_MLFLOW", "on")
+    workspace(tmp_path, change)
+    for name in ("targets", "flow_prior", "latents"):
+        shutil.copytree(ROOT / "data" / name, tmp_path / "data" / name)
+    module = import_module(stage)
+    spent = {"data": 0.0, "logging": 0.0}
+    took: list[float] = []
+
+    def timed(owner: Any, name: str, part: str) -> None:
+        before = getattr(owner, name)
+
+        def work(*args: Any, **values: Any) -> Any:
+            clock = time.perf_counter()
+            try:
+                return before(*args, **values)
+            finally:
+                spent[part] += time.perf_counter() - clock
+
+        monkeypatch.setattr(owner, name, work)
+
+    if stage == "train_ae":
+        timed(Ahead, "__call__", "data")
+    else:
+        timed(module.LabelledLatents, "draw", "data")
+    timed(Session, "log", "logging")
+    leave = Session.__exit__
+    monkeypatch.setattr(
+        Session, "__exit__", lambda self, *error: (took.append(self.seconds), leave(self, *error))
+    )
+    module.main(params.load_params(tmp_path / "params.yaml"), tmp_path)
+    keep(
+        f"{stage}_overhead",
+        {
+            "seconds": took[0] / STEPS,
+            "data_share": spent["data"] / took[0],
+            "logging_share": spent["logging"] / took[0],
+        },
+    )
+    benchmark.pedantic(lambda: took, rounds=1)
+
+
+def test_sending_to_mlflow(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Share of the time between two sendings that one takes; the first, which imports MLflow, is apart."""
+    monkeypatch.setenv("FLOWPRIOR_MLFLOW", "on")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker("benchmark", {}, tmp_path)
+    tracker.start()
+    took = []
+    for flush in range(1 + ROUNDS):
+        for step in range(POINTS // 4):
+            tracker.log(flush * POINTS + step, dict.fromkeys("abcd", 0.5))
+        clock = time.perf_counter()
+        tracker._flush()
+        took.append(time.perf_counter() - clock)
+    seconds = statistics.median(took[1:])
+    keep(
+        "mlflow",
+        {
+            "seconds": seconds,
+            "points": POINTS,
+            "share": seconds / FLUSH_SECONDS,
+            "first_seconds": took[0],
+        },
+    )
+    benchmark.pedantic(lambda: took, rounds=1)

@@ -25,10 +25,10 @@ FLOW = (32, 1024, 6)
 VECTORS = {"cpu": (1024, 64), "gpu": (131_072, 1024)}
 """Vectors and time groups of a step."""
 AE = {
-    "cpu": (Shape(64, 3, 8, 32, 32, 256, 4, 8, None), 4),
-    "gpu": (Shape(256, 3, 16, 64, 32, 1024, 24, 16, None), 64),
+    "cpu": (Shape(64, 3, 8, 32, 32, 256, 6, 8, None), 4, (32, 256, 6)),
+    "gpu": (Shape(256, 3, 16, 64, 32, 1024, 24, 16, None), 64, FLOW),
 }
-"""Sizes, and images of a step."""
+"""Sizes, images of a step, and the flow; on a CPU both at a quarter of the paper's width."""
 MARS = {
     "cpu": (MARShape(64, 32, 1000, 192, 3, 3, 6, 8, 512, 6, 0.0), 8),
     "gpu": (MARShape(64, 32, 1000, 768, 12, 12, 12, 64, 1024, 6, 0.1), 256),
@@ -37,10 +37,10 @@ HEAD_DRAWS = 4
 SIZES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
-def flow(device: torch.device) -> VelocityMLP:
-    """The paper's flow prior, untrained."""
+def flow(device: torch.device, sizes: tuple[int, int, int] = FLOW) -> VelocityMLP:
+    """A flow prior, untrained; the paper's."""
     with rng.scoped(0, "benchmark"):
-        velocity = VelocityMLP(*FLOW)
+        velocity = VelocityMLP(*sizes)
         nn.init.normal_(velocity.output.weight, std=0.02)
     return velocity.to(device)
 
@@ -113,11 +113,10 @@ def test_alignment_loss(compared, device: torch.device, size: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_ae_step(compared, device: torch.device, size: str) -> None:
     """With the alignment loss of four draws; beside it one without."""
-    shape, batch = AE[size]
-    velocity = flow(device)
-    prior = FlowPrior(
-        velocity, Projection(torch.eye(FLOW[0]), 1.0, "identity", seed=0), VECTORS[size][1]
-    )
+    shape, batch, sizes = AE[size]
+    velocity = flow(device, sizes)
+    identity = Projection(torch.eye(sizes[0]), 1.0, "identity", seed=0)
+    prior = FlowPrior(velocity, identity, VECTORS[size][1])
     prior.to(device)
     images = torch.randn(batch, shape.channels, shape.image_size, shape.image_size).to(device)
     noise = torch.randn(batch, shape.num_latents, shape.latent_dim).to(device)

@@ -261,7 +261,6 @@ def test_an_encoder_is_an_extractor_of_features(folder: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_device_gives_what_the_cpu_gives(folder: Path) -> None:
     """On the CPU, in float32; sums are in another order."""
     images = pictures(2, 70)

@@ -257,7 +257,6 @@ def test_no_more_is_held_than_a_batch(n: int, max_images: int | None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tokens_of_a_device_come_to_the_cpu() -> None:
     """The same as from the CPU."""
     pieces = image_features(

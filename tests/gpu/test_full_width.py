@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from .full_width import TRAINING, run_all
 
@@ -32,7 +31,6 @@ def test_the_script_reports_each_training_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_full_width_in_bf16(tmp_path: Path, compiled: bool) -> None:
     """Writes metrics/gpu/: commit what it finds, with the device it names."""
