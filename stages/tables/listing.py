@@ -18,6 +18,8 @@ class Table(Section):
     """Rows that are compared."""
 
     title: str
+    sets: str = ""
+    """What all rows set, before their own."""
     rows: dict[str, str] = Field(min_length=1)
     """Name, and what it sets: `key=value`, separated by spaces."""
 
@@ -157,7 +159,8 @@ def listed(listing: Listing, tree: Mapping[str, Any] | None = None) -> list[List
     for name, table in listing.tables.items():
         for seed in listing.seeds:
             for row, setting in table.rows.items():
-                settings = (f"preset={listing.preset}", f"seed={seed}", *setting.split())
+                common = (f"preset={listing.preset}", f"seed={seed}", *table.sets.split())
+                settings = (*common, *setting.split())
                 try:
                     resolved = resolve(settings, tree)
                 except ParamsError as error:

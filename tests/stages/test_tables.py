@@ -69,7 +69,17 @@ def test_the_committed_list_has_the_rows_of_the_papers_tables() -> None:
     ]
     weights = [row.split("=")[1] for row in listing.tables["weights"].rows.values()]
     assert [float(weight) for weight in weights] == [0.001, 0.005, 0.01, 0.05, 1.0]
-    assert len(experiments(listed(listing))) == 19 * len(listing.seeds)
+    assert len(experiments(listed(listing))) == 29 * len(listing.seeds)
+
+
+def test_what_a_table_sets_goes_for_its_rows(tmp_path: Path) -> None:
+    """A row may set it otherwise."""
+    tables = {"one": {"title": "One", "sets": "align.weight=0.5 prior.source=textual"}}
+    tables["one"]["rows"] = {"a": "seed=0", "b": "align.weight=0.25"}
+    found = listed(read_listing(listing_file(tmp_path / "t.yaml", tables=tables, seeds=[0])), TREE)
+    resolved = [one.experiment.resolved for one in found]
+    assert [one["train_ae"]["align"]["weight"] for one in resolved] == [0.5, 0.25]
+    assert {one["extract_features"]["prior"]["source"] for one in resolved} == {"textual"}
 
 
 def test_rows_that_set_the_same_are_one_experiment(tmp_path: Path) -> None:
