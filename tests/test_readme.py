@@ -179,7 +179,8 @@ def test_tables_of_the_report_are_here() -> None:
     listing = read_listing()
     shown = readme.REPORTED.findall(README)
     tables = [
-        listing.tables[name].title for name in ("priors", "operators", "weights", "objectives")
+        listing.tables[name].title
+        for name in ("priors", "operators", "weights", "objectives", "masks")
     ]
     assert shown == [*tables, "What holds here"]
     report = (ROOT / "metrics/report.md").read_text(encoding="utf-8")
