@@ -56,8 +56,10 @@ STARTED = "'extract_features'"
 PATIENCE = 120
 """Seconds that an experiment may take to come so far."""
 ENDING = "'sample_eval'"
-"""A DVC that is about to leave runs what another has just put into the repository's queue; so none starts while one
-has come to this stage, near the end."""
+"""A DVC that is about to leave also runs what another has just put into the repository's queue. That is made rare:
+none starts while another has come to this stage, near the end."""
+BEGINS = re.compile(r"^Reproducing experiment '", re.MULTILINE)
+"""How DVC says which experiment it turns to."""
 BUSY = re.compile(r"Unable to acquire|[Ll]ock(Error|ed)|is busy")
 """How DVC says that another DVC is at work in the repository."""
 TRIES = 5
@@ -127,6 +129,12 @@ class Running(NamedTuple):
         """What it has printed so far."""
         return self.log.read_bytes()[self.start :].decode(errors="replace")
 
+    def said_of_its_own(self) -> str:
+        """Without what it printed of experiments that it took from others at its end."""
+        text = self.said()
+        begins = [found.start() for found in BEGINS.finditer(text)]
+        return text[: begins[1]] if len(begins) > 1 else text
+
     def wait_for_start(self) -> None:
         """Until another may start, or this one has ended or takes too long."""
         until = time.monotonic() + PATIENCE
@@ -156,7 +164,7 @@ class Campaign:
         self.machine = machine
         self.failed: list[str] = []
         self.done = 0
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
         self._stop = threading.Event()
         self._running: dict[str, Running] = {}
 
@@ -210,45 +218,60 @@ class Campaign:
         """Run one and keep its result; what went wrong, if anything."""
         log = self.root / LOGS / f"{one.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = ["dvc", "exp", "run", "--temp", "--name", one.name]
-        command += [part for setting in one.settings for part in ("-S", setting)]
         for attempt in range(TRIES):
-            if one.name in dvc_experiments(self.root):
-                with self._starting:
-                    self._dvc("exp", "remove", one.name)
-            before = log.stat().st_size if attempt else 0
-            with log.open("ab" if attempt else "wb") as file:
-                with self._starting:
-                    self._wait_for_those_that_leave()
-                    if self._stop.is_set():
-                        return "stopped"
-                    process = subprocess.Popen(
-                        command,
-                        cwd=self.root,
-                        env=environment(number, self.workers),
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        stdin=subprocess.DEVNULL,
-                        start_new_session=True,
-                    )
-                    running = self._running[one.name] = Running(process, log, before)
-                    running.wait_for_start()
-                status = process.wait()
-                del self._running[one.name]
-            text = running.said()
-            revision = None if status else dvc_experiments(self.root).get(one.name)
-            if revision is not None:
-                ran = [stage for stage in params.SCIENCE if stage in RAN.findall(text)]
-                save(self.root, taken_from(self.root, revision, one, self.machine, ran))
+            running = self._start(one, number, log, again=attempt > 0)
+            if running is None:
+                return "stopped" if self._stop.is_set() else ""
+            status = running.process.wait()
+            del self._running[one.name]
+            if self._keep(one, RAN.findall(running.said_of_its_own())):
                 return ""
-            lost = status == 0  # another DVC took it out of the queue
-            if self._stop.is_set() or not (lost or BUSY.search(text)) or attempt == TRIES - 1:
+            text = running.said()
+            lost = status == 0  # out of DVC's queue, to another DVC
+            if self._stop.is_set() or not (lost or BUSY.search(text)):
                 break
             time.sleep(2 + 3 * attempt)
         last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
-        if lost:
-            last = ["no experiment of DVC came of it"]
-        return f"exit {status}, see {LOGS / log.name}: {last[0][:300]}"
+        said = "no experiment of DVC came of it" if lost else last[0][:300]
+        return f"exit {status}, see {LOGS / log.name}: {said}"
+
+    def _start(self, one: Experiment, number: int, log: Path, again: bool) -> Running | None:
+        """Begin an attempt, or None where that is not wanted: all is stopped, or another DVC has made it meanwhile."""
+        with self._starting:
+            self._wait_for_those_that_leave()
+            if self._stop.is_set() or (again and self._keep(one)):
+                return None
+            if one.name in dvc_experiments(self.root):
+                self._dvc("exp", "remove", one.name)
+            command = ["dvc", "exp", "run", "--temp", "--name", one.name]
+            command += [part for setting in one.settings for part in ("-S", setting)]
+            before = log.stat().st_size if again else 0
+            with log.open("ab" if again else "wb") as file:
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.root,
+                    env=environment(number, self.workers),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            running = self._running[one.name] = Running(process, log, before)
+            if self._stop.is_set():
+                _kill(process)
+            running.wait_for_start()
+            return running
+
+    def _keep(self, one: Experiment, ran: Sequence[str] = ()) -> bool:
+        """Keep the result of what DVC has made of an experiment, if anything, by the stages that ran for it here."""
+        revision = dvc_experiments(self.root).get(one.name)
+        if revision is None:
+            return False
+        stages = [stage for stage in params.SCIENCE if stage in ran]
+        result = taken_from(self.root, revision, one, self.machine, stages)
+        with self._starting:  # a DVC that starts resets what git has of the tree
+            save(self.root, result)
+        return True
 
     def _wait_for_those_that_leave(self) -> None:
         while not self._stop.is_set() and any(one.leaves for one in list(self._running.values())):

@@ -144,45 +144,89 @@ def test_a_mistake_in_the_list_is_told(
 
 # --- DVCs beside each other -------------------------------------------------------------------------
 
-FAKE_DVC = """#!/bin/sh
+LEAVING = """#!/bin/sh
 name=$5
-note() { echo "$1 $name" >> "$EVENTS"; }
+note() { echo "$1 $name" >> "$STATE/events"; }
 note start
 echo "Running stage 'extract_features':"
-sleep 1
+sleep 2
 note leave
 echo "Running stage 'sample_eval':"
 sleep 1
 note end
 """
+TAKING = """#!/bin/sh
+echo "$5" >> "$STATE/started"
+if [ "$5" = kl-s0 ]; then touch "$STATE/gone"; exit 0; fi
+echo "Reproducing experiment '$5'"
+echo "Running stage 'extract_features':"
+while [ ! -e "$STATE/gone" ]; do sleep 0.1; done
+touch "$STATE/refs/$5"
+echo "Reproducing experiment 'kl-s0'"
+echo "Running stage 'train_mar':"
+touch "$STATE/refs/kl-s0"
+"""
+"""The first takes the second, which has nothing to do then."""
+
+
+@pytest.fixture
+def two_dvcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[campaign.Campaign, dict[str, list[str]]]]:
+    """Runs semantic-s0, kl-s0 and so on with a script in DVC's place; what is kept of each is which stages it ran."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "refs").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("STATE", str(tmp_path))
+    monkeypatch.setattr(
+        campaign,
+        "dvc_experiments",
+        lambda root: {path.name: "revision" for path in (root / "refs").iterdir()},
+    )
+    kept: dict[str, list[str]] = {}
+
+    def taken(_: Path, __: str, one: Any, ___: Any, ran: list[str]) -> results.Result:
+        kept[one.name] = ran
+        return a_result(key=one.key, name=one.name)
+
+    monkeypatch.setattr(campaign, "taken_from", taken)
+
+    def run_by(script: str, **changes: Any) -> tuple[campaign.Campaign, dict[str, list[str]]]:
+        dvc = tmp_path / "bin/dvc"
+        dvc.write_text(script)
+        dvc.chmod(0o755)
+        listing = read_listing(listing_file(tmp_path / "t.yaml", **changes))
+        work = campaign.Campaign(tmp_path, 2, {})
+        work.run([one for one in experiments(listed(listing, TREE)) if "lost" not in one.name])
+        return work, kept
+
+    return run_by
 
 
 def test_none_starts_while_another_is_about_to_leave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two_dvcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It would be taken out of DVC's queue by that one. If it was all the same, it is run again, and then named."""
-    dvc = tmp_path / "bin/dvc"
-    dvc.parent.mkdir()
-    dvc.write_text(FAKE_DVC)
-    dvc.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{dvc.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("EVENTS", str(tmp_path / "events"))
-    monkeypatch.setattr(campaign, "dvc_experiments", lambda _: {})
+    """It would be taken out of DVC's queue by that one. If nothing comes of it, it is run again, and then named."""
     monkeypatch.setattr(campaign, "TRIES", 2)
-    listing = read_listing(listing_file(tmp_path / "t.yaml"))
-    todo = [one for one in experiments(listed(listing, TREE)) if "lost" not in one.name]
-    work = campaign.Campaign(tmp_path, 2, {})
-    work.run(todo)
+    work, kept = two_dvcs(LEAVING)
     events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
-    assert sorted(name for what, name in events if what == "start") == sorted(
-        2 * [one.name for one in todo]
-    )
+    names = ["kl-s0", "kl-s1", "semantic-s0", "semantic-s1"]
+    assert sorted(name for what, name in events if what == "start") == sorted(2 * names)
     leaving: set[str] = set()
     for what, name in events:
         assert not (what == "start" and leaving)
         leaving = {"leave": leaving | {name}, "end": leaving - {name}}.get(what, leaving)
-    assert sorted(work.failed) == sorted(one.name for one in todo)
-    assert capsys.readouterr().out.count("FAILED") == len(todo)
+    assert sorted(work.failed) == names
+    assert kept == {}
+    assert capsys.readouterr().out.count("no experiment of DVC came of it") == len(names)
+
+
+def test_what_another_took_is_kept_and_not_run_again(two_dvcs, tmp_path: Path) -> None:
+    """And no stage of it is said to have run for the one that took it."""
+    work, kept = two_dvcs(TAKING, seeds=[0])
+    assert work.failed == []
+    assert kept == {"semantic-s0": ["extract_features"], "kl-s0": []}
+    assert sorted((tmp_path / "started").read_text().split()) == ["kl-s0", "semantic-s0"]
 
 
 # --- what is kept -----------------------------------------------------------------------------------
