@@ -27,24 +27,7 @@ REPORTED = re.compile(r"<!-- report: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 """Where a table of the report stands: its title there."""
 BENCH = re.compile(r"<!-- bench: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 """Where the benchmarks of a machine stand: its name in `metrics/bench_<machine>.json`."""
-BENCHED = {
-    "flow_prior_step": "step of the flow prior, width 1024, depth 6, 1 024 vectors | a time for each vector",
-    "alignment_loss": "alignment loss and its gradient to 1 024 latents | a time for each vector",
-    "ae_step": "step of an autoencoder with the alignment loss | a time for each vector",
-    "mar_step": "training step of MAR | all tokens through the head",
-    "mar_sample": "sampling from MAR | the textbook loop",
-    "mar_sample_guided": "sampling with guidance | two passes for each step",
-    "mar_sample_fast": "digits, half of the iterations, annealed head steps | the preset's settings",
-    "mar_sample_fast_guided": "the same with guidance | the preset's settings",
-    "exact_nll": "exact NLL of 64 vectors, 32 dims | a time for each vector",
-    "shard_writing": "writing latents to shards | a tar member for each row, no hashes",
-    "shard_reading": "reading and verifying them | a tar member for each row, not verified",
-    "latents_for_mar": "a batch of latents from the shards | training a small MAR on it",
-    "encode_latents": "reading images and writing latents | the encoder between the two",
-    "neighbours": "10 nearest of 10 000 for 10 000 latents | torch's cdist and topk",
-}
-"""What is measured, and what it is compared with."""
-TRAINED = ("train_ae", "train_mar")
+TRAINED = ("train_flow", "train_ae", "train_mar")
 """Stages whose steps' data and logging are timed."""
 CHEAP = 0.05
 """Objectives below this share of `flow_prior`'s cost are not told apart."""
@@ -90,16 +73,17 @@ def _benched(root: Path, machine: str) -> str:
     found = read(root, f"bench_{machine}")
     facts = found["machine"]
     lines = [
-        f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}; a product of two large matrices runs at "
-        f"{facts['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s there.",
+        f"{facts.get('gpu', facts['cpu'])}, {facts['threads']} threads, torch {facts['torch']}; a product of two large "
+        f"matrices runs at {facts['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s there.",
         "",
         "| what | compared with | times as fast | ms | of a matrix product's rate |",
         "|---|---|---|---|---|",
     ]
-    for name, words in BENCHED.items():
-        one = found[name]
-        share = f"{one['share_of_matmul']:.0%}" if "share_of_matmul" in one else ""
-        lines.append(f"| {words} | {one['ratio']:.2f} | {1e3 * one['seconds']:.1f} | {share} |")
+    for one in found.values():
+        if "ratio" in one:
+            share = f"{one['share_of_matmul']:.0%}" if "share_of_matmul" in one else ""
+            shown = f"{one['ratio']:.2f} | {1e3 * one['seconds']:.1f} | {share}"
+            lines.append(f"| {one['what']} | {one['twin']} | {shown} |")
     fast, guided, smoke = (
         found[name] for name in ("mar_sample_fast", "mar_sample_fast_guided", "smoke")
     )
@@ -108,7 +92,7 @@ def _benched(root: Path, machine: str) -> str:
         for stage in ("extract_features", "project", "train_flow")
     )
     data, logging = (
-        " and ".join(
+        ", ".join(
             f"{found[f'{stage}_overhead'][f'{part}_share']:.1%} in `{stage}`" for stage in TRAINED
         )
         for part in ("data", "logging")
@@ -122,16 +106,18 @@ def _benched(root: Path, machine: str) -> str:
         f"- Alignment adds {found['ae_step']['alignment_adds']:.0%} to that autoencoder's step. An objective's value "
         "and gradient cost, relative to `flow_prior`'s at the paper's widths and draws: "
         f"{', '.join(f'`{name}` {cost:.1f}' for cost, name in dear if name != 'flow_prior')}, the others less than "
-        f"{CHEAP}.",
+        f"{CHEAP}; `dmd`'s include the losses and gradients of five updates of its own flow.",
         f"- Fewer steps of sampling change the digits' Fréchet distance from {fast['fd_digits_usual']:.1f} to "
         f"{fast['fd_digits']:.1f}, its standard deviation over draws is {fast['fd_digits_std_over_draws']:.1f} "
         f"(guided: from {guided['fd_digits_usual']:.1f} to {guided['fd_digits']:.1f}, "
         f"{guided['fd_digits_std_over_draws']:.1f}).",
-        f"- Peak memory in MiB with 100 000 vectors and with ten times as many: {memory}.",
-        f"- Of a step, data take {data}, logging {logging}. Sending to MLflow takes "
-        f"{found['mlflow']['share']:.1%} of the time between two sendings.",
-        f"- The smoke preset's stages take {smoke['seconds']:.0f} s, each in a process of its own; "
-        f"{smoke['imports_seconds']:.0f} s of that are imports. `import flowprior` takes "
+        f"- Peak of memory of its own in MiB with 100 000 vectors and with ten times as many: {memory}.",
+        f"- Of a step, data take {data}; logging {logging}. Sending to MLflow takes "
+        f"{found['mlflow']['share']:.1%} of the time between two sendings. Of encoding digits, reading them and "
+        f"writing latents take {found['encode_latents']['share_of_stage']:.0%}.",
+        f"- The smoke preset's stages take {smoke['seconds']:.0f} s without MLflow, each in a process of its own; "
+        f"{smoke['imports_seconds']:.0f} s of that are imports, {smoke['import_torch_seconds']:.0f} s of them "
+        "`import torch`. `import flowprior` takes "
         f"{1e3 * found['import_flowprior']['seconds']:.0f} ms, `from flowprior import FlowPrior` "
         f"{found['import_FlowPrior']['to_import_torch']:.2f} times as long as `import torch`.",
     ]

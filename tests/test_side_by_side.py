@@ -47,8 +47,12 @@ def test_rounds_end_with_the_budget(clock: list[float]) -> None:
 
 
 def test_operations_are_those_of_the_products() -> None:
-    a, b = torch.ones(3, 5), torch.ones(5, 7)
-    assert timing.flops_of(lambda: a @ b) == 2 * 3 * 5 * 7
+    """Of the gradient's as well, also where `torch.autograd.grad` takes it of a module."""
+    layer = torch.nn.Linear(5, 7, bias=False)
+    x = torch.ones(3, 5, requires_grad=True)
+    forward = 2 * 3 * 5 * 7
+    assert timing.flops_of(lambda: layer(x)) == forward
+    assert timing.flops_of(lambda: torch.autograd.grad(layer(x).sum(), x)) == 2 * forward
 
 
 @pytest.mark.slow

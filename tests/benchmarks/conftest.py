@@ -49,18 +49,27 @@ def rate(device: torch.device) -> float:
 
 @pytest.fixture
 def compared(benchmark, rate: float) -> Callable[..., Medians]:
-    """Times a plain way and ours, and keeps what came of it under a name."""
+    """Times a plain way and ours, and keeps what came of it, with words for what it is and for its plain twin."""
 
     def compare(
         name: str,
         plain: Callable[[], Any],
         ours: Callable[[], Any],
+        *,
+        what: str,
+        twin: str,
         counted: bool = True,
         **facts: Any,
     ) -> Medians:
         medians = side_by_side(plain, ours)
         benchmark.pedantic(ours, rounds=1)
-        found: dict[str, Any] = {"ratio": medians.ratio, "seconds": medians.seconds, **facts}
+        found: dict[str, Any] = {
+            "what": what,
+            "twin": twin,
+            "ratio": medians.ratio,
+            "seconds": medians.seconds,
+            **facts,
+        }
         if counted:
             flops = flops_of(ours)
             found |= {"flops": flops, "share_of_matmul": flops / medians.seconds / rate}
@@ -105,7 +114,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """Name, ratio, seconds, share of a matrix product, and what else there is."""
     lines = [f"{'':27}{'ratio':>8}{'ms':>12}{'GFLOP':>10}{'of matmul':>11}"]
     for name, one in found.items():
-        known = {"ratio", "seconds", "flops", "share_of_matmul"}
+        known = {"what", "twin", "ratio", "seconds", "flops", "share_of_matmul"}
         cells = (
             f"{one['ratio']:8.2f}" if "ratio" in one else " " * 8,
             f"{1e3 * one['seconds']:12.2f}" if "seconds" in one else " " * 12,

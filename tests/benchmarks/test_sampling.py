@@ -5,7 +5,6 @@ Run with `make bench`, after `dvc repro`: the quality of fast sampling is that o
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -99,15 +98,24 @@ def test_mar_sample(compared, device: torch.device, size: str, guidance: float) 
 
     plain = partial(plain_sample, mar, labels, iterations, head_steps, guidance)
     assert torch.allclose(plain(), ours(), atol=1e-3)
-    name = "mar_sample" if guidance == 1 else "mar_sample_guided"
+    guided = guidance != 1
+    name = "mar_sample_guided" if guided else "mar_sample"
     medians = compared(
-        name, plain, ours, images=images, iterations=iterations, head_steps=head_steps
+        name,
+        plain,
+        ours,
+        what=f"sampling {images} images from MAR, width {shape.width}{', with guidance' if guided else ''}",
+        twin="two passes for each step" if guided else "the textbook loop",
+        images=images,
+        iterations=iterations,
+        head_steps=head_steps,
     )
     keep(name, {"ms_per_image": 1e3 * medians.seconds / images})
 
 
-def test_fast_sampling_of_the_trained_model(benchmark) -> None:
-    """Seconds and Fréchet distance of the preset's settings and of `FAST`, over several draws of the samples."""
+@pytest.mark.parametrize("guided", [False, True])
+def test_fast_sampling_of_the_trained_model(compared, guided: bool) -> None:
+    """The preset's settings beside `FAST`; and the Fréchet distance of both, over several draws of the samples."""
     root = params.ROOT
     cfg = params.load_params()
     if not cfg.on_digits or not (root / "data/mar/manifest.json").exists():
@@ -117,41 +125,34 @@ def test_fast_sampling_of_the_trained_model(benchmark) -> None:
     evaluator = OnDigits(train, held_out, 500)
     scale = cfg.scale.sample_eval
     labels = torch.arange(scale.num_samples) % train.num_classes
+    guidance = cfg.guidance.scale if guided else 1.0
     usual: dict[str, Any] = {
         name: getattr(scale, name) for name in ("num_iterations", "head_steps", "final_head_steps")
     }
 
-    def drawn(settings: dict[str, Any], guidance: float) -> tuple[float, list[float]]:
-        seconds, distances = [], []
-        for noise in range(NOISES):
-            clock = time.perf_counter()
-            images = sampler(
-                labels, rng.generator(noise, "fast"), guidance_scale=guidance, **settings
-            )
-            seconds.append(time.perf_counter() - clock)
-            distances.append(evaluator.judge([images])["fd_digits"])
-        return statistics.median(seconds), distances
+    def drawn(settings: dict[str, Any], noise: int = 0) -> Tensor:
+        draw = rng.generator(noise, "fast")
+        return sampler(labels, draw, guidance_scale=guidance, **settings)
 
-    for guidance, name in (
-        (1.0, "mar_sample_fast"),
-        (cfg.guidance.scale, "mar_sample_fast_guided"),
-    ):
-        slow, before = drawn(usual, guidance)
-        fast, after = drawn(FAST, guidance)
-        keep(
-            name,
-            {
-                "ratio": slow / fast,
-                "seconds": fast,
-                "fd_digits": statistics.mean(after),
-                "fd_digits_usual": statistics.mean(before),
-                "fd_digits_std_over_draws": math.sqrt(
-                    (statistics.variance(before) + statistics.variance(after)) / 2
-                ),
-                **FAST,
-            },
-        )
-    benchmark.pedantic(lambda: drawn(FAST, 1.0), rounds=1)
+    before, after = (
+        [evaluator.judge([drawn(settings, noise)])["fd_digits"] for noise in range(NOISES)]
+        for settings in (usual, FAST)
+    )
+    compared(
+        "mar_sample_fast_guided" if guided else "mar_sample_fast",
+        partial(drawn, usual),
+        partial(drawn, FAST),
+        what=f"sampling digits, {FAST['num_iterations']} iterations, {FAST['head_steps']} to "
+        f"{FAST['final_head_steps']} steps of the head{', with guidance' if guided else ''}",
+        twin=f"the preset's {usual['num_iterations']} iterations, {usual['head_steps']} steps",
+        counted=False,
+        fd_digits=statistics.mean(after),
+        fd_digits_usual=statistics.mean(before),
+        fd_digits_std_over_draws=math.sqrt(
+            (statistics.variance(before) + statistics.variance(after)) / 2
+        ),
+        **FAST,
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -176,4 +177,10 @@ def test_exact_nll(compared, device: torch.device, size: str) -> None:
         lambda: prior.nll(points),
     ]
     assert torch.allclose(work[0](), work[1](), atol=1e-2)
-    compared("exact_nll", *work, vectors=n)
+    compared(
+        "exact_nll",
+        *work,
+        what=f"exact NLL of {n} vectors, {dim} dims, width {width}, depth {depth}",
+        twin="a time for each vector",
+        vectors=n,
+    )

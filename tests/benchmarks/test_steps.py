@@ -82,6 +82,8 @@ def test_flow_prior_step(compared, device: torch.device, size: str) -> None:
         "flow_prior_step",
         learning(plain, lambda: plain_loss(plain, vectors, draw()).mean(), device),
         learning(ours, lambda: grouped_loss(ours, vectors, groups, draw()).mean(), device),
+        what=f"training step of the flow prior, width {FLOW[1]}, depth {FLOW[2]}, {n} vectors in {groups} groups",
+        twin="a time for each vector",
         vectors=n,
         time_groups=groups,
     )
@@ -105,6 +107,8 @@ def test_alignment_loss(compared, device: torch.device, size: str) -> None:
         "alignment_loss",
         step(lambda draw: plain_loss(velocity, latents, draw)),
         step(lambda draw: grouped_loss(velocity, latents, groups, draw)),
+        what=f"alignment loss, width {FLOW[1]}, depth {FLOW[2]}, and its gradient to {n} latents in {groups} groups",
+        twin="a time for each vector",
         latents=n,
         time_groups=groups,
     )
@@ -138,7 +142,16 @@ def test_ae_step(compared, device: torch.device, size: str) -> None:
 
     ours = step(lambda latents: prior.alignment_loss(latents, rng.generator(0, "draw"), 4))
     added = side_by_side(ours, step(None)).ratio - 1
-    compared("ae_step", step(plainly), ours, images=batch, alignment_adds=added)
+    compared(
+        "ae_step",
+        step(plainly),
+        ours,
+        what=f"step of an autoencoder, width {shape.width}, depth {shape.depth}, {batch} images of "
+        f"{shape.image_size} pixels, with a flow of width {sizes[1]}",
+        twin="a time for each vector",
+        images=batch,
+        alignment_adds=added,
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -175,4 +188,12 @@ def test_mar_step(compared, device: torch.device, size: str) -> None:
         weights = masked.repeat(HEAD_DRAWS, 1)
         return (losses * weights).sum() / weights.sum()
 
-    compared("mar_step", step(plain), step(ours), images=batch, head_draws=HEAD_DRAWS)
+    compared(
+        "mar_step",
+        step(plain),
+        step(ours),
+        what=f"training step of MAR, width {shape.width}, head of width {shape.head_width}, {batch} images",
+        twin="all tokens through the head",
+        images=batch,
+        head_draws=HEAD_DRAWS,
+    )
