@@ -8,6 +8,10 @@ from typing import NamedTuple
 WIDTH = 380
 LEFT = 96
 ROW = 22
+LETTER = 7.0
+"""Width of one in pixels, about."""
+COVERED = 20.0
+"""Square pixels of a label that others may cover; beyond, it is left out, and the dot shows it to a pointer."""
 
 
 class Dots(NamedTuple):
@@ -65,7 +69,8 @@ def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = 
         return ""
     top = 24 if legend else 6
     bottom = top + ROW * len(rows)
-    x = Scale(values, LEFT, WIDTH - 12)
+    left = max(LEFT, 12 + LETTER * max(len(row.name) for row in rows))
+    x = Scale(values, left, WIDTH - 12)
     parts = []
     for tick in x.ticks:
         at = f"{x(tick):.1f}"
@@ -76,7 +81,7 @@ def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = 
     for at, row in enumerate(rows):
         y = top + ROW * (at + 0.5)
         parts.append(
-            f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
+            f'<text x="{left - 8:g}" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
         )
         for kind, runs in (("first", row.first), ("second", row.second)):
             parts += [f'<circle class="{kind}" cx="{x(v):.1f}" cy="{y}" r="4"/>' for v in runs]
@@ -86,13 +91,13 @@ def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = 
                     f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{y - 8}" y2="{y + 8}"/>'
                 )
     if legend:
-        for kind, name, at in zip(("first", "second"), legend, (LEFT, LEFT + 120), strict=True):
+        for kind, name, at in zip(("first", "second"), legend, (left, left + 120), strict=True):
             parts += [
-                f'<circle class="{kind}" cx="{at + 4}" cy="10" r="4"/>',
-                f'<text x="{at + 13}" y="14">{escape(name)}</text>',
+                f'<circle class="{kind}" cx="{at + 4:g}" cy="10" r="4"/>',
+                f'<text x="{at + 13:g}" y="14">{escape(name)}</text>',
             ]
     parts.append(
-        f'<text x="{(LEFT + WIDTH - 12) / 2}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'
+        f'<text x="{(left + WIDTH - 12) / 2:g}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'
     )
     return _svg(parts, WIDTH, bottom + 36, label)
 
@@ -105,11 +110,11 @@ class Point(NamedTuple):
 
 
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Runs as small dots around the named mean of each."""
+    """Runs as small dots around the mean of each, which is named where there is room."""
     runs = [run for point in points for run in point.runs]
     if not runs:
         return ""
-    width, height, left, bottom = 560, 380, 52, 340
+    width, height, left, bottom = 560, 480, 52, 440
     x = Scale([run[0] for run in runs], left, width - 90)
     y = Scale([run[1] for run in runs], bottom, 10)
     parts = []
@@ -130,10 +135,14 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
             f'<circle class="faint" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>'
             for a, b in point.runs
         ]
-        parts.append(f'<circle class="first" cx="{at:.1f}" cy="{down:.1f}" r="4.5"/>')
-        box = _free_place(at, down, 6.2 * len(point.name), taken)
-        taken.append(box)
-        parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{escape(point.name)}</text>')
+        name = escape(point.name)
+        parts.append(
+            f'<circle class="first" cx="{at:.1f}" cy="{down:.1f}" r="4.5"><title>{name}</title></circle>'
+        )
+        box, covered = _free_place(at, down, LETTER * len(point.name), taken)
+        if covered <= COVERED:
+            taken.append(box)
+            parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{name}</text>')
     parts += [
         f'<text x="{(left + width - 90) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>',
         f'<text transform="translate(12 {bottom / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
@@ -149,12 +158,14 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
-def _free_place(at: float, down: float, width: float, taken: Sequence[Box]) -> Box:
-    """Where a label of a point fits: right of it, left, above or below, or else where it covers the least."""
+def _free_place(at: float, down: float, width: float, taken: Sequence[Box]) -> tuple[Box, float]:
+    """Where a label of a point fits best: right of it, left, above or below; and how much it covers there."""
     starts = [(at + 8, down - 6), (at - 8 - width, down - 6), (at - width / 2, down - 20)]
     starts += [(at - width / 2, down + 8), (at + 8, down + 5), (at + 8, down - 18)]
     boxes = [(left, top, left + width, top + 12) for left, top in starts]
-    return min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken))
+    covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+    best = covered.index(min(covered))
+    return boxes[best], covered[best]
 
 
 def _overlap(a: Box, b: Box) -> float:

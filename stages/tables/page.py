@@ -207,7 +207,8 @@ def _trade_off(report: Report) -> str:
         )
     plot = charts.scatter(points, "PSNR of reconstructions, dB", "Fréchet distance of samples")
     return plot and (
-        "<p>Every row of every table: large dots are means, small ones runs. Best is at the lower right.</p>"
+        "<p>Every row of every table: large dots are means, small ones runs; where names would cover one another, a "
+        "dot shows its own under the pointer. Best is at the lower right.</p>"
         f"<figure>{plot}</figure>"
     )
 

@@ -27,7 +27,7 @@ from listing import Listing, experiments, listed, read_listing
 from .closure import ROOT
 
 LISTING = read_listing()
-VOID = {"meta", "link", "img", "br", "circle", "line", "polyline"}
+VOID = {"meta", "link", "img", "br"}
 
 
 def png() -> bytes:
@@ -379,6 +379,21 @@ def test_a_chart_puts_larger_values_to_the_right() -> None:
     assert charts.dot_plot([charts.Dots("a", [])], "label") == ""
     assert charts.scatter([charts.Point("a", [])], "x", "y") == ""
     assert charts.two_axes([], "x", "y", "t") == ""
+
+
+def test_a_long_name_has_room() -> None:
+    text = charts.dot_plot([charts.Dots("a_rather_long_name", [1.0, 3.0])], "label")
+    (end,) = re.findall(r'x="([\d.]+)"[^>]*text-anchor="end"', text)
+    assert float(end) > charts.LETTER * len("a_rather_long_name")
+
+
+def test_names_that_would_cover_one_another_are_left_to_the_pointer() -> None:
+    points = [charts.Point(f"number_{k}", [(1.0 + k / 1e3, 1.0)]) for k in range(20)]
+    text = charts.scatter([*points, charts.Point("alone", [(9.0, 9.0)])], "x", "y")
+    shown = re.findall(r">(number_\d+|alone)</text>", text)
+    assert "alone" in shown
+    assert 1 < len(shown) < 10
+    assert text.count("<title>") == 21
 
 
 def test_one_value_alone_has_a_scale() -> None:
