@@ -228,7 +228,8 @@ class Campaign:
                 return ""
             text = running.said()
             lost = status == 0  # out of DVC's queue, to another DVC
-            if self._stop.is_set() or not (lost or BUSY.search(text)):
+            last_try = attempt == TRIES - 1
+            if self._stop.is_set() or last_try or not (lost or BUSY.search(text)):
                 break
             time.sleep(2 + 3 * attempt)
         last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
