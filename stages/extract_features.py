@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowprior import rng
 from flowprior.data.encoders import autoencoder_latents, patch_tokens
 from flowprior.data.features import codebook, image_features, pixel_patches, shuffled_pieces
 from flowprior.data.images import SPLITS, ImageSet, Split, open_images
@@ -31,7 +30,7 @@ from flowprior.data.tables import (
     codebook_table,
     embedding_table,
     file_table,
-    held_out_rows,
+    gaussian_table,
 )
 from flowprior.io import atomic_dir, digest, provenance, write_json
 from flowprior.metrics.moments import Moments
@@ -80,11 +79,7 @@ def open_source(cfg: Params, device: torch.device) -> Source:
     if prior.source == "file":
         return _table_source(file_table(prior.path or ""), cfg)
     if prior.source == "gaussian":
-        vectors = torch.randn(
-            scale.max_vectors, GAUSSIAN_DIM, generator=rng.generator(cfg.seed, prior.source)
-        )
-        facts = {"distribution": f"N(0, I) in {GAUSSIAN_DIM} dims"}
-        return _table_source(Table(*vectors.shape, lambda a, b: vectors[a:b], facts), cfg)
+        return _table_source(gaussian_table(scale.max_vectors, GAUSSIAN_DIM, cfg.seed), cfg)
     if prior.source == "discrete" and not cfg.on_digits:
         return _table_source(codebook_table(prior.path or ""), cfg)
 
@@ -187,7 +182,7 @@ def _table_source(table: Table, cfg: Params) -> Source:
             f"bring at least {MIN_VECTORS}"
         )
     seed = cfg.images.split_seed
-    found = digest([table.facts, table.rows, held_out_rows(table.rows, seed).tolist()])
+    found = digest([table.facts, table.rows, seed])
     return Source(lambda split: table.pieces(split, seed), found, table.facts, {})
 
 

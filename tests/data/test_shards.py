@@ -211,7 +211,8 @@ def test_gather_returns_rows_in_the_order_asked_for(
         )
         gathered = column.gather(order)
         np.testing.assert_array_equal(gathered, arrays["vectors"][order])
-        np.testing.assert_array_equal(column.gather(order.tolist()), gathered)
+        for same in (order.tolist(), order.astype(np.uint64)):
+            np.testing.assert_array_equal(column.gather(same), gathered)
         gathered[:] = -1
         np.testing.assert_array_equal(column.read(), arrays["vectors"])
 

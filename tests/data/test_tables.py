@@ -25,6 +25,7 @@ from torch import Tensor
 from flowprior import rng
 from flowprior.data import tables
 from flowprior.data.tables import (
+    BLOCK,
     BUNDLED_TEXT_MODEL,
     BUNDLED_TEXT_SHA256,
     CODEBOOK_KEY,
@@ -34,6 +35,7 @@ from flowprior.data.tables import (
     codebook_table,
     embedding_table,
     file_table,
+    gaussian_table,
     held_out_rows,
 )
 from flowprior.io import file_digest
@@ -768,6 +770,27 @@ def test_the_splits_are_disjoint_and_cover_the_table_in_order(n: int, size: int,
     assert validation == held_out_rows(n, seed).tolist()
     assert train == sorted(train)
     assert sorted(train + validation) == list(range(n))
+
+
+def test_rows_that_are_held_out_are_spread_over_the_table() -> None:
+    """One of every ten in a row, at any of the ten places."""
+    found = held_out_rows(1000, 0)
+    assert torch.equal(found // 10, torch.arange(100))
+    assert set((found % 10).tolist()) == set(range(10))
+
+
+def test_gaussian_rows_are_the_same_however_they_are_read() -> None:
+    """And standard normal, other ones for another seed."""
+    rows = 2 * BLOCK + 100
+    table = gaussian_table(rows, 3, 0)
+    whole = table.read(0, rows)
+    assert whole.shape == (rows, 3) == (table.rows, table.dim)
+    for start, stop in ((0, 1), (BLOCK - 1, BLOCK + 1), (5, 2 * BLOCK), (rows - 1, rows)):
+        assert torch.equal(table.read(start, stop), whole[start:stop])
+    assert len(whole.unique(dim=0)) == rows
+    torch.testing.assert_close(whole.mean(0), torch.zeros(3), atol=0.04, rtol=0.0)
+    torch.testing.assert_close(whole.T.cov(), torch.eye(3), atol=0.05, rtol=0.0)
+    assert not torch.equal(gaussian_table(rows, 3, 1).read(0, 9), whole[:9])
 
 
 def test_no_more_is_read_at_once_than_a_piece() -> None:

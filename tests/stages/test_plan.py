@@ -29,7 +29,7 @@ from flowprior.data.shards import ShardWriter, to_float16
 from flowprior.models.autoencoder import build_autoencoder
 from flowprior.models.discriminator import Discriminator, FrozenFeatures
 from flowprior.models.mar import MAR
-from flowprior.training import image_losses, machine
+from flowprior.training import image_losses
 from flowprior.training.flops import H100, num_parameters
 from flowprior.training.session import Session
 
@@ -200,8 +200,6 @@ def run_counted(cfg: params.Params, root: Path, *stages: ModuleType) -> dict[str
         patch.setenv("FLOWPRIOR_MLFLOW", "off")
         patch.setattr(image_losses, "build_discriminator", narrow_discriminator)
         patch.setattr(Session, "steps", counted)
-        # A whole number of bytes, which PEP 484 lets pass for a float, and beartype does not.
-        patch.setattr(machine, "_peak_bytes", lambda: 2.0**30)
         for stage in stages:
             stage.main(cfg, root)
     return found

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,8 @@ class Column:
 
     def __init__(self, blocks: list[Array]) -> None:
         self._blocks = blocks
-        self._starts = np.cumsum([0, *(len(block) for block in blocks)])
-        self.shape: tuple[int, ...] = (int(self._starts[-1]), *blocks[0].shape[1:])
+        self._starts = list(accumulate(map(len, blocks), initial=0))
+        self.shape: tuple[int, ...] = (self._starts[-1], *blocks[0].shape[1:])
         self.dtype = blocks[0].dtype
 
     def __len__(self) -> int:
@@ -188,22 +188,28 @@ class Column:
             raise IndexError(
                 f"row indices must lie in [0, {len(self)}), found {rows.min()} .. {rows.max()}"
             )
-        if len(self._blocks) == 1:
-            return np.asarray(self._blocks[0][rows])
-        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
-        order = np.argsort(rows, kind="stable")
-        cuts = np.searchsorted(rows[order], self._starts)
-        for block, (start, stop) in enumerate(pairwise(cuts)):
-            if start < stop:
-                here = order[start:stop]
-                out[here] = self._blocks[block][rows[here] - self._starts[block]]
-        return out
+        return self._take(rows.astype(np.intp))
 
     def sample(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """So many rows, drawn with replacement, as a tensor."""
-        return torch.from_numpy(
-            self.gather(torch.randint(len(self), (n,), generator=generator).numpy())
-        )
+        rows = torch.randint(len(self), (n,), generator=generator).numpy()
+        return torch.from_numpy(self._take(rows))
+
+    def _take(self, rows: Array) -> Array:
+        """Rows that are known to exist: block by block, then put in the order asked for."""
+        order = np.argsort(rows)
+        ascending = rows[order]
+        cuts = np.searchsorted(ascending, self._starts).tolist()
+        found = [
+            np.take(block, ascending[start:stop] - first, axis=0, mode="clip")
+            for block, first, (start, stop) in zip(
+                self._blocks, self._starts, pairwise(cuts), strict=False
+            )
+            if start < stop
+        ]
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        out[order] = np.concatenate(found)
+        return out
 
     def read(self) -> Array:
         """The whole array in memory."""

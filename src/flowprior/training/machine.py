@@ -56,9 +56,9 @@ def _peak_bytes() -> float:
     try:
         # Not getrusage: Linux counts what the parent had before exec.
         status = Path("/proc/self/status").read_text()
-        return int(re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[0]) * 1024
+        return float(re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[0]) * 1024
     except (OSError, IndexError):
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return peak if sys.platform == "darwin" else peak * 1024

@@ -206,7 +206,7 @@ class Session:
         self.started_at_step = 0
         key = digest([stage, dict(config), dict(inputs), code_digest()])[:20]
         self.folder = root / ".ckpt" / stage / key
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._step = 0
         self._part = 0
@@ -350,14 +350,14 @@ class Session:
         for name, value in values.items():
             if value is None:
                 continue
-            value = torch.as_tensor(value).detach().to("cpu", torch.float64)
-            self._sums[name] = self._sums.get(name, torch.zeros((), dtype=torch.float64)) + value
+            number = value.item() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + number
             self._counts[name] = self._counts.get(name, 0) + 1
         if self.looks(step):
             self._end_row(step)
 
     def _end_row(self, step: int) -> None:
-        row = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        row = {name: total / self._counts[name] for name, total in self._sums.items()}
         if self.accelerator.num_processes > 1:
             stacked = torch.tensor(list(row.values()), device=self.device)
             row = dict(zip(row, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
