@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-import params
 from flowprior import rng
 from flowprior.data.images import open_images
 from flowprior.data.shards import ShardReader, ShardWriter, to_float16
 from flowprior.io import provenance
 from flowprior.metrics.neighbours import NeighbourIndex
 from flowprior.models.autoencoder import Shape, build_autoencoder
+from tests.gpu.full_width import write_images
 
 from .conftest import keep, running, workspace
 from .side_by_side import side_by_side
@@ -105,29 +105,36 @@ def test_shard_writing_and_reading(benchmark, tmp_path: Path) -> None:
     benchmark.pedantic(read, rounds=1)
 
 
-def test_encoding_is_fed(benchmark, tmp_path: Path) -> None:
-    """Seconds of reading digits and writing their latents, and their share of that and encoding."""
-    cfg = params.load_params()
-    images = open_images(split="train", **cfg.image_source)
+ENCODERS = {
+    "cpu": (Shape(8, 1, 4, 8, 4, 64, 2, 4), 512),
+    "gpu": (Shape(256, 3, 16, 64, 32, 1024, 24, 16), 256),
+}
+"""Of the digits preset and of the paper; and images at once."""
+
+
+@pytest.mark.parametrize("size", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_encoding_is_fed(benchmark, tmp_path: Path, device: torch.device, size: str) -> None:
+    """Seconds of reading images (digits, or JPEGs) and writing their latents; their share of that and encoding."""
+    shape, n = ENCODERS[size]
+    source: Any = {"source": "digits"}
+    if size != "cpu":
+        write_images(tmp_path / "images", shape.image_size)
+        source = {"source": "imagefolder", "path": str(tmp_path / "images")}
+    images = open_images(split="train", split_seed=0, size=shape.image_size, **source)
     with rng.scoped(0, "benchmark"):
-        autoencoder = build_autoencoder(Shape(8, 1, 4, 8, 4, 64, 2, 4, None), "plain").eval()
-    pieces = range(512)
+        autoencoder = build_autoencoder(shape, "plain").eval().to(device)
+    pieces = range(n)
     loaded = images.images(pieces)
 
     @torch.no_grad()
-    def encode() -> torch.Tensor:
-        return autoencoder.encode(loaded).mean
+    def encode() -> np.ndarray:
+        return to_float16(autoencoder.encode(loaded.to(device)).mean)
 
-    latents = to_float16(encode())
+    latents = encode()
 
     def feed() -> None:
         images.images(pieces)
-        folder = tmp_path / "latents"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        writer = ShardWriter(folder)
-        writer.write("train", {"latents": latents})
-        writer.close(kind="latents", provenance=provenance({}, {}))
+        write(tmp_path / "latents", latents)
 
     encoding, feeding, _, _ = side_by_side(encode, feed)
     keep("encode_latents", {"seconds": feeding, "share_of_stage": feeding / (feeding + encoding)})

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-import campaign
 import params
 import results
+import runner
 from flowprior.io import ArtifactError, write_json
 from listing import experiments, listed, read_listing, resolve
 from params import ParamsError
@@ -172,14 +172,14 @@ touch "$STATE/refs/kl-s0"
 @pytest.fixture
 def two_dvcs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], tuple[campaign.Campaign, dict[str, list[str]]]]:
+) -> Callable[[str], tuple[runner.Campaign, dict[str, list[str]]]]:
     """Runs semantic-s0, kl-s0 and so on with a script in DVC's place; what is kept of each is which stages it ran."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "refs").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("STATE", str(tmp_path))
     monkeypatch.setattr(
-        campaign,
+        runner,
         "dvc_experiments",
         lambda root: {path.name: "revision" for path in (root / "refs").iterdir()},
     )
@@ -189,14 +189,14 @@ def two_dvcs(
         kept[one.name] = ran
         return a_result(key=one.key, name=one.name)
 
-    monkeypatch.setattr(campaign, "taken_from", taken)
+    monkeypatch.setattr(runner, "taken_from", taken)
 
-    def run_by(script: str, **changes: Any) -> tuple[campaign.Campaign, dict[str, list[str]]]:
+    def run_by(script: str, **changes: Any) -> tuple[runner.Campaign, dict[str, list[str]]]:
         dvc = tmp_path / "bin/dvc"
         dvc.write_text(script)
         dvc.chmod(0o755)
         listing = read_listing(listing_file(tmp_path / "t.yaml", **changes))
-        work = campaign.Campaign(tmp_path, 2, {})
+        work = runner.Campaign(tmp_path, 2, {})
         work.run([one for one in experiments(listed(listing, TREE)) if "lost" not in one.name])
         return work, kept
 
@@ -207,7 +207,7 @@ def test_none_starts_while_another_is_about_to_leave(
     two_dvcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It would be taken out of DVC's queue by that one. If nothing comes of it, it is run again, and then named."""
-    monkeypatch.setattr(campaign, "TRIES", 2)
+    monkeypatch.setattr(runner, "TRIES", 2)
     work, kept = two_dvcs(LEAVING)
     events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
     names = ["kl-s0", "kl-s1", "semantic-s0", "semantic-s1"]
@@ -293,12 +293,12 @@ def test_a_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) 
     """Threads, and a GPU of its own where there are several."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    shares = [campaign.environment(number, 2) for number in (0, 1)]
+    shares = [runner.environment(number, 2) for number in (0, 1)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["2", "5"]
     assert shares[0]["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert campaign.environment(0, 2)["OMP_NUM_THREADS"] == "3"
-    assert campaign.environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "2,5"
+    assert runner.environment(0, 2)["OMP_NUM_THREADS"] == "3"
+    assert runner.environment(0, 1)["CUDA_VISIBLE_DEVICES"] == "2,5"
 
 
 def test_one_gpu_is_one_stages_own(tmp_path: Path) -> None:
