@@ -312,7 +312,7 @@ def test_the_page_says_what_is_missing_and_what_is_old(built: contents.Report) -
     assert "3 not run yet" in text
     assert "pca-s0, pca-s1, pca-s2" in text
     assert "Made by other code than the committed" in text
-    assert text.count("<img") == 2 * 21  # rows that have results
+    assert text.count("<img") == 2 * 23  # rows that have results
 
 
 def test_a_page_without_any_results_stands(built: contents.Report) -> None:
@@ -335,7 +335,7 @@ def test_images_that_nothing_judged_are_shown_all_the_same(built: contents.Repor
     }
     state = campaign.State(experiments(listed(LISTING)), unjudged, code)
     text = page.render(contents.build(ROOT, LISTING, state))
-    assert text.count("<img") == 2 * 22
+    assert text.count("<img") == 2 * 24
     assert (
         "FD"
         not in re.sub(r"base64,[^\"]+", "", text).split('id="images"')[1].split("</section>")[0]

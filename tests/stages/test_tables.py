@@ -69,7 +69,7 @@ def test_the_committed_list_has_the_rows_of_the_papers_tables() -> None:
     ]
     weights = [row.split("=")[1] for row in listing.tables["weights"].rows.values()]
     assert [float(weight) for weight in weights] == [0.001, 0.005, 0.01, 0.05, 1.0]
-    assert len(experiments(listed(listing))) == 22 * len(listing.seeds)
+    assert len(experiments(listed(listing))) == 24 * len(listing.seeds)
 
 
 def test_what_a_table_sets_goes_for_its_rows(tmp_path: Path) -> None:
