@@ -146,9 +146,9 @@ def test_fast_sampling_of_the_trained_model(compared, guided: bool) -> None:
         partial(drawn, usual),
         partial(drawn, fast),
         what=f"sampling digits, {fast['num_iterations']} iterations, {fast['head_steps']} to "
-        f"{fast['final_head_steps']} steps of {fast['solver'].title()}'s{', with guidance' if guided else ''}",
-        twin=f"the preset's {usual['num_iterations']} iterations, {usual['head_steps']} steps of "
-        f"{usual['solver'].title()}'s",
+        f"{fast['final_head_steps']} {fast['solver'].title()} steps{', with guidance' if guided else ''}",
+        twin=f"the preset's {usual['num_iterations']} iterations, {usual['head_steps']} "
+        f"{usual['solver'].title()} steps",
         counted=False,
         fd_digits=statistics.mean(after),
         fd_digits_usual=statistics.mean(before),
