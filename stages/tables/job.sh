@@ -3,7 +3,7 @@
 # a failure or an interruption: it goes on.
 #
 #   stages/tables/job.sh semantic-s0
-#   sbatch --gpus=1 --array=1-87 stages/tables/job.sh      # the number of a line of `make tables TABLES=--list`
+#   sbatch --gpus=1 --array=1-72 stages/tables/job.sh      # the number of a line of `make tables TABLES=--list`
 #
 # The clone is of this repository's git remote `origin`, at this HEAD, which must be there. Outputs and the
 # run cache go to DVC's default remote, the experiment to origin; runs to MLFLOW_TRACKING_URI. Fetch with
