@@ -413,6 +413,8 @@ class SampleScale(Section):
     """Noise of the head's SDE; 0 is the ODE."""
     temperature: float = Field(gt=0)
     precision: Literal["fp32", "bf16"]
+    compile: bool
+    """Run MAR through torch.compile."""
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:

@@ -59,7 +59,7 @@ def main(cfg: Params, root: Path) -> None:
     accelerator = start_accelerator()
     tracker = Tracker(STAGE, config, state, enabled=accelerator.is_main_process)
     tracker.start()
-    sampler = Sampler(root / "data", accelerator.device, scale.precision)
+    sampler = Sampler(root / "data", accelerator.device, scale.precision, scale.compile)
     train, held_out = (
         open_images(split=split, **cfg.image_source) for split in ("train", "validation")
     )

@@ -1,8 +1,7 @@
 """Train MAR on the latents, normalised by their own mean and standard deviation.
 
 Reads   data/latents/
-Writes  data/mar/                       weights (moving average), config with the latents' mean and
-std
+Writes  data/mar/                       weights (moving average), config with the latents' mean, std
         metrics/train_mar.json          loss on training and held-out latents, seconds, throughput
         metrics/curves/train_mar.csv
 """
@@ -21,7 +20,8 @@ from flowprior import rng
 from flowprior.data.shards import Column, ShardReader
 from flowprior.data.trained import save_trained
 from flowprior.io import provenance, write_csv, write_json
-from flowprior.models.mar import MAR, MARShape, draw_masking
+from flowprior.models.mar import MAR, MARShape, MaskedBatch, draw_masking
+from flowprior.training.ahead import Ahead
 from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
 
@@ -61,13 +61,18 @@ def main(cfg: Params, root: Path) -> None:
         optimizer = Optimizer(**scale.optimizer.model_dump(), undecayed=mar.undecayed(scale.decay))
         learner = session.learner("mar", mar, optimizer)
         ratio = scale.mask_ratio_low, scale.mask_ratio_std
+
+        def load(draw: torch.Generator) -> MaskedBatch:
+            """Latents, and all that is drawn for a step but dropout."""
+            tokens, labels = train.draw(scale.batch_images // scale.accumulate, draw)
+            dropped = torch.rand(len(labels), generator=draw) < scale.label_dropout
+            labels = labels.masked_fill(dropped, mar.no_class)
+            return draw_masking(tokens, labels, scale.head_draws, draw, *ratio)
+
+        ahead = Ahead(session, load, threaded=session.device.type == "cuda")
         for step in session.steps():
             for _ in session.parts():
-                draw = session.generator("step", step)
-                tokens, labels = train.draw(scale.batch_images // scale.accumulate, draw)
-                dropped = torch.rand(len(labels), generator=draw) < scale.label_dropout
-                labels = labels.masked_fill(dropped, mar.no_class)
-                batch = draw_masking(tokens, labels, scale.head_draws, draw, *ratio)
+                batch, _ = ahead(step)
                 with session.dropout(step):
                     loss = learner.module(
                         session.share(batch.tokens),

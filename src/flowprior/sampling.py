@@ -5,10 +5,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowprior.data.trained import load_trained
 from flowprior.flow.ode import Solver
+from flowprior.graphs import Replayed
 from flowprior.metrics.reconstruction import to_uint8
 from flowprior.models.autoencoder import Autoencoder, autoencoder_from
 from flowprior.models.mar import MAR, GuidanceSchedule, MARShape
@@ -27,10 +28,15 @@ class Sampler:
         data: The folder with `autoencoder` and `mar`.
         device: Where to compute.
         precision: `fp32`, or `bf16` autocast.
+        compile: Whether MAR's blocks and head run through `torch.compile`.
     """
 
     def __init__(
-        self, data: Path, device: torch.device, precision: Literal["fp32", "bf16"] = "fp32"
+        self,
+        data: Path,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        compile: bool = False,
     ) -> None:
         where = data / "autoencoder", data / "mar"
         autoencoder = load_trained(where[0], "autoencoder", "the stage `train_ae`")
@@ -45,7 +51,8 @@ class Sampler:
         self._device = device
         self._precision = precision
         self._autoencoder: Autoencoder = autoencoder.build(autoencoder_from, where[0]).to(device)
-        self._mar = mar.build(lambda config: MAR(MARShape(**config["shape"])), where[1]).to(device)
+        trained = mar.build(lambda config: MAR(MARShape(**config["shape"])), where[1]).to(device)
+        self._mar = quickened(trained, precision, compile)
         self._mean = torch.tensor(mar.config["latents_mean"], device=device)
         self._std = float(mar.config["latents_std"])
 
@@ -83,3 +90,26 @@ class Sampler:
             )
             images = self._autoencoder.decode(tokens * self._std + self._mean)
         return to_uint8(images.float())
+
+
+def quickened(mar: MAR, precision: Literal["fp32", "bf16"], compile: bool = False) -> MAR:
+    """Make a trained model ready to sample, in place: the same tokens, sooner.
+
+    On a GPU the head's steps are replayed as CUDA graphs (see `Replayed`).
+
+    Args:
+        mar: On the device where it will sample, its parameters frozen.
+        precision: With `bf16` the weights of linear maps are cast once, not by autocast at every call; sampling still
+            has to run under autocast.
+        compile: Whether its blocks and head run through `torch.compile`, which takes some seconds at first calls and
+            adds up in another order.
+    """
+    if precision == "bf16":
+        for module in mar.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+    if compile:
+        for block in [*mar.encoder, *mar.decoder, mar.head]:
+            block.compile()
+    mar.set_submodule("head", Replayed(mar.head))
+    return mar

@@ -58,7 +58,7 @@ def compared(benchmark, rate: float) -> Callable[..., Medians]:
         *,
         what: str,
         twin: str,
-        counted: bool = True,
+        counted: Callable[[], Any] | bool = True,
         **facts: Any,
     ) -> Medians:
         medians = side_by_side(plain, ours)
@@ -70,13 +70,18 @@ def compared(benchmark, rate: float) -> Callable[..., Medians]:
             "seconds": medians.seconds,
             **facts,
         }
-        if counted:
-            flops = flops_of(ours)
+        if counted:  # what runs in compiled code or in graphs is not seen: then by another that does the same
+            flops = flops_of(ours if counted is True else counted)
             found |= {"flops": flops, "share_of_matmul": flops / medians.seconds / rate}
         keep(name, found)
         return medians
 
     return compare
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """As the stages train: bf16 on a GPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def keep(name: str, found: dict[str, Any]) -> None:

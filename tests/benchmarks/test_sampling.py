@@ -6,6 +6,7 @@ Run with `make bench`, after `dvc repro`: the quality of fast sampling is that o
 import math
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,15 +22,15 @@ from flowprior.data.images import open_images
 from flowprior.models.mar import MAR, MARShape, mask_schedule
 from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
-from flowprior.sampling import Sampler
+from flowprior.sampling import Sampler, quickened
 
-from .conftest import keep
+from .conftest import autocast, keep
 
 MARS = {
     "cpu": (MARShape(64, 32, 1000, 192, 3, 3, 6, 8, 256, 3, 0.0), 8, 16, 20),
-    "gpu": (MARShape(64, 32, 1000, 768, 12, 12, 12, 64, 1024, 6, 0.0), 256, 64, 99),
+    "gpu": (MARShape(64, 32, 1000, 768, 12, 12, 12, 64, 1024, 6, 0.0), 256, 16, 99),
 }
-"""Sizes, images, iterations, steps of the head."""
+"""Sizes, images, iterations, steps of the head; on a GPU the paper's, but for a quarter of the iterations."""
 SIZES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 FAST: dict[bool, dict[str, Any]] = {
     False: {"num_iterations": 4, "head_steps": 16, "final_head_steps": 4, "solver": "euler"},
@@ -88,28 +89,36 @@ def plain_sample(
 @pytest.mark.parametrize("size", SIZES)
 def test_mar_sample(compared, device: torch.device, size: str, guidance: float) -> None:
     shape, images, iterations, head_steps = MARS[size]
-    mar = untrained(shape, device)
+    mar = untrained(shape, device).requires_grad_(False)
     labels = torch.arange(images, device=device) % shape.num_classes
+    gpu = device.type == "cuda"
+    quick = quickened(deepcopy(mar), "bf16" if gpu else "fp32", compile=gpu)
 
-    def ours() -> Tensor:
-        return mar.sample(
-            labels,
-            rng.generator(0, "draw"),
-            num_iterations=iterations,
-            head_steps=head_steps,
-            guidance_scale=guidance,
-        )
+    def ours(model: MAR) -> Tensor:
+        with autocast(device):
+            return model.sample(
+                labels,
+                rng.generator(0, "draw"),
+                num_iterations=iterations,
+                head_steps=head_steps,
+                guidance_scale=guidance,
+            )
 
-    plain = partial(plain_sample, mar, labels, iterations, head_steps, guidance)
-    assert torch.allclose(plain(), ours(), atol=1e-3)
+    def plain() -> Tensor:
+        with autocast(device):
+            return plain_sample(mar, labels, iterations, head_steps, guidance)
+
+    textbook = plain()
+    assert (textbook - ours(quick)).norm() < (0.1 if gpu else 1e-4) * textbook.norm()
     guided = guidance != 1
     name = "mar_sample_guided" if guided else "mar_sample"
     medians = compared(
         name,
         plain,
-        ours,
+        partial(ours, quick),
         what=f"sampling {images} images from MAR, width {shape.width}{', with guidance' if guided else ''}",
         twin="two passes for each step" if guided else "the textbook loop",
+        counted=partial(ours, mar),
         images=images,
         iterations=iterations,
         head_steps=head_steps,

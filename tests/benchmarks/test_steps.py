@@ -18,6 +18,7 @@ from flowprior.models.projection import Projection
 from flowprior.models.velocity import VelocityMLP
 from flowprior.optim import adamw
 
+from .conftest import autocast
 from .side_by_side import side_by_side
 
 FLOW = (32, 1024, 6)
@@ -49,11 +50,6 @@ def plain_loss(velocity: VelocityMLP, vectors: Tensor, draw: torch.Generator) ->
     """A time of its own, and so a modulation of its own, for every vector."""
     noise = rng.normal_like(vectors, draw)
     return flow_matching_loss(velocity, vectors, noise, rng.uniform((len(vectors),), vectors, draw))
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """As the stages train: bf16 on a GPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def learning(

@@ -1,9 +1,9 @@
-"""Some hundred steps of each training stage at full width, random images and weights: images/s, memory, FLOP/s.
+"""Some dozen steps of each training stage, and sampling, at full width: images/s, memory, FLOP/s.
 
-    PYTHONPATH=src:stages python tests/gpu/full_width.py --preset imagenet --steps 300 --out metrics/gpu
+    PYTHONPATH=src:stages python tests/gpu/full_width.py --preset imagenet --gpus 8 --compile --out metrics/gpu
 
-Runs the stages themselves, one process each, in a folder of its own. Operations of a step are those of
-`stages/plan.py`; they are compared with a large matrix product that is timed in the same process.
+Runs the stages themselves on random images and weights, one process each, in a folder of its own. Operations of a step
+are those of `stages/plan.py`; they are compared with a large matrix product that is timed in the same process.
 """
 
 import argparse
@@ -22,11 +22,13 @@ import params
 ROOT = Path(__file__).resolve().parents[2]
 BEFORE = ("extract_features", "project")
 TRAINING = ("train_flow", "train_ae", "train_mar")
-STAGES = (*BEFORE, "train_flow", "train_ae", "encode_latents", "train_mar")
+STAGES = (*BEFORE, "train_flow", "train_ae", "encode_latents", "train_mar", "sample_eval")
 NUM_IMAGES = 512
+SAMPLED = 512
+"""Images that are sampled at once, on a GPU; twice, and the second time is timed."""
 
 
-def settings(preset: str, folder: Path, steps: int, images_per_step: int | None) -> dict[str, Any]:
+def settings(preset: str, folder: Path, steps: int, gpus: int) -> dict[str, Any]:
     """The shipped parameters of a preset, made to need nothing from outside and to end soon."""
     tree: Any = copy.deepcopy(params.read_yaml(ROOT / "params.yaml"))
     tree["preset"] = preset
@@ -46,8 +48,14 @@ def settings(preset: str, folder: Path, steps: int, images_per_step: int | None)
     for stage in TRAINING:
         scale[stage] |= {"steps": steps, "log_steps": steps, "checkpoint_steps": 10 * steps}
         scale[stage]["optimizer"]["warmup_steps"] = steps // 10
-        if images_per_step and "batch_images" in scale[stage]:
-            scale[stage]["batch_images"] = images_per_step
+        if "batch_images" in scale[stage]:
+            scale[stage]["batch_images"] //= gpus
+    if preset == "imagenet":
+        scale["sample_eval"] |= {
+            "num_samples": 2 * SAMPLED,
+            "batch_images": SAMPLED,
+            "precision": "bf16",
+        }
     return tree
 
 
@@ -84,37 +92,24 @@ def matmul_flops(precision: str, size: int, repeats: int = 20) -> float:
 
 
 def run_stage(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
-    """Run one stage in this process; what a training stage reached, in figures; nothing of the others."""
+    """Run one stage in this process; what training or sampling reached, in figures; nothing of the others."""
     import importlib
 
     import torch
 
     import costs
     import plan
-    from flowprior.training.session import Session
 
     cfg = params.load_params(folder / "params.yaml")
-    marks: list[float] = []
-    plain = Session.steps
-
-    def timed(session: Session) -> Iterator[int]:
-        for step in plain(session):
-            if step == session.plan.num_steps // 3:  # warm by now
-                _wait()
-                marks.append(time.perf_counter())
-            yield step
-        _wait()
-        marks.append(time.perf_counter())
-
-    Session.steps = timed  # type: ignore[method-assign]
+    seconds = _timed_steps() if stage in TRAINING else _timed_samples()
     importlib.import_module(stage).main(cfg, folder)
-    if stage not in TRAINING:
+    if not seconds:
         return {}
     scale = getattr(cfg.scale, stage)
-    steps = scale.steps - scale.steps // 3
     usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
     row = plan.row(stage, costs.STAGES[stage](cfg, usual), plan.H100)
-    per_second = steps / (marks[1] - marks[0])
+    # Of sampling, the last batch without guidance and the last with it: together the stage's step.
+    step_seconds = sum(values[-1] for values in seconds.values())
     peak = matmul_flops(scale.precision, matmul_size)
     batch = scale.batch_vectors if stage == "train_flow" else scale.batch_images
     gpu = torch.cuda.is_available()
@@ -126,15 +121,60 @@ def run_stage(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
         "precision": scale.precision,
         "compile": scale.compile,
         "batch": batch,
-        "steps_timed": steps,
-        "vectors_per_second" if stage == "train_flow" else "images_per_second": batch * per_second,
+        "step_seconds": step_seconds,
+        **{
+            f"{'vectors' if stage == 'train_flow' else 'images'}_per_second{name}": batch
+            / values[-1]
+            for name, values in seconds.items()
+        },
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
         "step_flops": row.step_flops,
-        "flops_per_second": row.step_flops * per_second,
+        "flops_per_second": row.step_flops / step_seconds,
         "matmul_flops_per_second": peak,
         "matmul_size": matmul_size,
-        "share_of_matmul": row.step_flops * per_second / peak,
+        "share_of_matmul": row.step_flops / step_seconds / peak,
     }
+
+
+def _timed_steps() -> dict[str, list[float]]:
+    """Of training's last two thirds, the mean seconds of a step, once the stage has run."""
+    from flowprior.training.session import Session
+
+    found: dict[str, list[float]] = {}
+    plain = Session.steps
+
+    def timed(session: Session) -> Iterator[int]:
+        warm = session.plan.num_steps // 3
+        for step in plain(session):
+            if step == warm:
+                _wait()
+                clock = time.perf_counter()
+            yield step
+        _wait()
+        found[""] = [(time.perf_counter() - clock) / (session.plan.num_steps - warm)]
+
+    Session.steps = timed  # type: ignore[method-assign]
+    return found
+
+
+def _timed_samples() -> dict[str, list[float]]:
+    """Seconds of each batch of samples, without guidance and with it, once the stage has run."""
+    from flowprior.sampling import Sampler
+
+    found: dict[str, list[float]] = {}
+    plain = Sampler.__call__
+
+    def timed(sampler: Sampler, *args: Any, **settings: Any) -> Any:
+        _wait()
+        clock = time.perf_counter()
+        images = plain(sampler, *args, **settings)
+        _wait()
+        name = "" if settings["guidance_scale"] == 1 else "_guided"
+        found.setdefault(name, []).append(time.perf_counter() - clock)
+        return images
+
+    Sampler.__call__ = timed  # type: ignore[method-assign]
+    return found
 
 
 def run_all(
@@ -143,38 +183,43 @@ def run_all(
     out: Path,
     *,
     steps: int,
-    images_per_step: int | None = None,
+    gpus: int = 1,
     matmul_size: int = 8192,
     compiled: bool = False,
-) -> list[Path]:
-    """Run the stages one after the other; the files that were written, one for each training stage."""
+) -> Iterator[Path]:
+    """Run the stages one after the other; the files that are written, one for each stage that is timed.
+
+    With `compiled` training runs twice, first without `torch.compile`; sampling once, with it.
+    """
     import yaml
 
-    tree = settings(preset, folder, steps, images_per_step)
+    tree = settings(preset, folder, steps, gpus)
     scale = tree["presets"][preset]
-    for stage in TRAINING:
-        scale[stage]["compile"] = compiled
-    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     if "imagefolder" in tree["images"]["source"]:
         write_images(folder / "images", scale["images"]["size"])
-    written = []
     for stage in STAGES:
-        command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
-        done = subprocess.run(
-            [*command, "--matmul-size", str(matmul_size)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{stage} failed with exit status {done.returncode}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        if found:
-            name = f"{stage}_compiled.json" if compiled else f"{stage}.json"
-            out.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-            written.append(out / name)
-    return written
+        ways = [False, True] if compiled and stage in TRAINING else [compiled]
+        for way in ways:
+            if "compile" in scale[stage]:
+                scale[stage]["compile"] = way
+            text = yaml.safe_dump(tree, sort_keys=False)
+            (folder / "params.yaml").write_text(text, encoding="utf-8")
+            found = _in_a_process(stage, folder, matmul_size)
+            if found:
+                path = out / (f"{stage}_compiled.json" if way else f"{stage}.json")
+                out.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+                yield path
+
+
+def _in_a_process(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
+    command += ["--matmul-size", str(matmul_size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{stage} failed with exit status {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _wait() -> None:
@@ -188,8 +233,10 @@ def main() -> None:
     """The whole run, or (for itself) one stage."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="imagenet")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--images-per-step", type=int, help="of one device; default: the preset's")
+    parser.add_argument("--steps", type=int, default=45)
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="take one GPU's share of the images of a step"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "metrics/gpu")
     parser.add_argument("--matmul-size", type=int, default=8192)
     parser.add_argument("--compile", action="store_true")
@@ -205,11 +252,11 @@ def main() -> None:
             Path(folder),
             options.out,
             steps=options.steps,
-            images_per_step=options.images_per_step,
+            gpus=options.gpus,
             matmul_size=options.matmul_size,
             compiled=options.compile,
         ):
-            print(path.read_text(encoding="utf-8"))
+            print(path.read_text(encoding="utf-8"), flush=True)
 
 
 if __name__ == "__main__":

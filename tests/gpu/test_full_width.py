@@ -20,25 +20,22 @@ def _paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_script_reports_each_training_stage(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    written = run_all("smoke", tmp_path / "work", tmp_path / "out", steps=12, matmul_size=256)
-    assert [path.stem for path in written] == list(TRAINING)
+    written = list(run_all("smoke", tmp_path / "work", tmp_path / "out", steps=12, matmul_size=256))
+    assert [path.stem for path in written] == [*TRAINING, "sample_eval"]
     for path in written:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert set(found) >= KEYS
-        assert found["steps_timed"] == 8
+        assert found["step_seconds"] > 0
         assert found["step_flops"] > 0
         assert 0 < found["share_of_matmul"] < 1
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_full_width_in_bf16(tmp_path: Path, compiled: bool) -> None:
+def test_full_width_in_bf16(tmp_path: Path) -> None:
     """Writes metrics/gpu/: commit what it finds, with the device it names."""
     out = Path(__file__).resolve().parents[2] / "metrics/gpu"
     (tmp_path / "work").mkdir()
-    written = run_all(
-        "imagenet", tmp_path / "work", out, steps=120, images_per_step=64, compiled=compiled
-    )
+    written = run_all("imagenet", tmp_path / "work", out, steps=45, gpus=8, compiled=True)
     for path in written:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert found["precision"] == "bf16"

@@ -60,7 +60,7 @@ class Table(NamedTuple):
     facts: dict[str, str]
 
     def pieces(self, split: Split, split_seed: int, size: int = BLOCK) -> Iterator[Tensor]:
-        """The rows of a split in order, in pieces."""
+        """The rows of a split in order, in pieces [at most `size`, d], float32."""
         held_out = held_out_rows(self.rows, split_seed)
         for start in range(0, self.rows, size):
             stop = min(start + size, self.rows)
@@ -78,7 +78,7 @@ def held_out_rows(n: int, split_seed: int) -> Int[Tensor, " m"]:
 
 
 def gaussian_table(rows: int, dim: int, seed: int) -> Table:
-    """Draws from N(0, I), made when they are read; a row is the same however the table is read."""
+    """`rows` draws from N(0, I) in `dim` dims, made when they are read; a row is the same however it is read."""
 
     def block(index: int) -> Tensor:
         draw = rng.generator(seed, "gaussian", index)

@@ -260,7 +260,7 @@ class MAR(nn.Module):
 class _Guided:
     """The head's velocity with guidance; both halves of the batch in one pass."""
 
-    def __init__(self, head: VelocityMLP, condition: Tensor, scale: float) -> None:
+    def __init__(self, head: nn.Module, condition: Tensor, scale: float) -> None:
         self.head = head
         self.condition = condition
         self.scale = scale
