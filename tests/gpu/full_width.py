@@ -1,35 +1,55 @@
 """Some dozen steps of each training stage, and sampling, at full width: images/s, memory, FLOP/s.
 
-    PYTHONPATH=src:stages python tests/gpu/full_width.py --preset imagenet --gpus 8 --compile --out metrics/gpu
+    PYTHONPATH=src:stages python tests/gpu/full_width.py --preset imagenet --gpus 8 --out metrics/gpu
 
-Runs the stages themselves on random images and weights, one process each, in a folder of its own. Operations of a step
-are those of `stages/plan.py`; they are compared with a large matrix product that is timed in the same process.
+Runs the training stages themselves, up to their last step, on images, latents and weights that are random. Operations
+of a step are those of `stages/plan.py`, and are compared with a large matrix product, timed in the same process.
 """
 
 import argparse
 import copy
+import gc
+import importlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+import costs
 import params
+import plan
+from flowprior import rng
+from flowprior.data.shards import ShardReader, ShardWriter
+from flowprior.io import provenance, write_json
+from flowprior.models.mar import MAR, MARShape
+from flowprior.models.velocity import VelocityMLP
+from flowprior.prior import FlowPrior
+from flowprior.sampling import quickened
+from flowprior.training.flops import sampling_flops
+from flowprior.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
-BEFORE = ("extract_features", "project")
 TRAINING = ("train_flow", "train_ae", "train_mar")
-STAGES = (*BEFORE, "train_flow", "train_ae", "encode_latents", "train_mar", "sample_eval")
+SAMPLING = "sample_eval"
+CASES = [f"{stage}{way}" for stage in (*TRAINING, SAMPLING) for way in ("", ":compiled")]
 NUM_IMAGES = 512
-SAMPLED = 512
-"""Images that are sampled at once, on a GPU; twice, and the second time is timed."""
+NUM_CLASSES = 10
+
+
+class _EnoughError(Exception):
+    """The steps that were to be timed are done."""
 
 
 def settings(preset: str, folder: Path, steps: int, gpus: int) -> dict[str, Any]:
-    """The shipped parameters of a preset, made to need nothing from outside and to end soon."""
+    """The shipped parameters of a preset, made to need nothing from outside; of images one GPU's share."""
     tree: Any = copy.deepcopy(params.read_yaml(ROOT / "params.yaml"))
     tree["preset"] = preset
     tree["prior"]["source"] = "gaussian"
@@ -40,7 +60,6 @@ def settings(preset: str, folder: Path, steps: int, gpus: int) -> dict[str, Any]
     scale["extract_features"]["max_vectors"] = min(
         200_000, scale["extract_features"]["max_vectors"]
     )
-    scale["train_flow"]["eval_vectors"] = 200
     train_ae = scale["train_ae"]
     train_ae |= {"encoder": None, "eval_steps": steps, "eval_latents": 200}
     train_ae["perceptual"] |= {"pretrained": False, "warmup_steps": 0}
@@ -50,36 +69,43 @@ def settings(preset: str, folder: Path, steps: int, gpus: int) -> dict[str, Any]
         scale[stage]["optimizer"]["warmup_steps"] = steps // 10
         if "batch_images" in scale[stage]:
             scale[stage]["batch_images"] //= gpus
-    if preset == "imagenet":
-        scale["sample_eval"] |= {
-            "num_samples": 2 * SAMPLED,
-            "batch_images": SAMPLED,
-            "precision": "bf16",
-        }
     return tree
 
 
 def write_images(folder: Path, size: int) -> None:
     """Noise, as JPEGs somewhat larger than needed, in ten classes."""
-    import numpy as np
-    from PIL import Image
-
     draw = np.random.default_rng(0)
     for index in range(NUM_IMAGES):
-        place = folder / f"class{index % 10}"
+        place = folder / f"class{index % NUM_CLASSES}"
         place.mkdir(parents=True, exist_ok=True)
         coarse = draw.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((size * 9 // 8, size * 9 // 8))
         image.save(place / f"{index}.jpg")
 
 
+def make_up(cfg: params.Params, folder: Path) -> None:
+    """What training stages read: targets from the stages before, an untrained flow prior, random latents."""
+    for stage in ("extract_features", "project"):
+        importlib.import_module(stage).main(cfg, folder)
+    train_flow, scale = importlib.import_module("train_flow"), cfg.scale.train_flow
+    targets = ShardReader.open(folder / "data/targets", "targets", "")
+    velocity = VelocityMLP(cfg.scale.project.dim, scale.width, scale.depth)
+    prior = FlowPrior(velocity, train_flow._projection(targets.path), scale.time_groups)
+    prior.save(folder / "data/flow_prior", provenance({}, {}), source=targets.manifest["source"])
+    shape = (NUM_IMAGES, 2, cfg.scale.train_ae.num_latents, cfg.scale.project.dim)
+    latents = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    (folder / "data/latents").mkdir()
+    writer = ShardWriter(folder / "data/latents")
+    labels = np.arange(NUM_IMAGES) % NUM_CLASSES
+    writer.write("train", {"latents": latents, "labels": labels})
+    facts: dict[str, object] = {"mean": [0.0] * shape[-1], "std": 1.0, "num_classes": NUM_CLASSES}
+    writer.close(kind="latents", provenance=provenance({}, {}), **facts)
+
+
 def matmul_flops(precision: str, size: int, repeats: int = 20) -> float:
     """Operations per second of a product of two square matrices, the best of three rounds."""
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(size, size, device=_device(), dtype=dtype) for _ in range(2))
     best = 0.0
     for _ in range(3):
         _wait()
@@ -91,172 +117,155 @@ def matmul_flops(precision: str, size: int, repeats: int = 20) -> float:
     return best
 
 
-def run_stage(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
-    """Run one stage in this process; what training or sampling reached, in figures; nothing of the others."""
-    import importlib
+def train(stage: str, cfg: params.Params, folder: Path) -> dict[str, Any]:
+    """Run a training stage up to its last step; seconds of its last two thirds, a step, and of the first step."""
+    marks: dict[int, float] = {}
+    last = getattr(cfg.scale, stage).steps - 1
+    warm = last // 3
+    plain = Session.steps
 
-    import torch
+    def timed(session: Session) -> Iterator[int]:
+        for step in plain(session):
+            if step in (0, 1, warm, last):
+                _wait()
+                marks[step] = time.perf_counter()
+            if step == last:
+                raise _EnoughError
+            yield step
 
-    import costs
-    import plan
-
-    cfg = params.load_params(folder / "params.yaml")
-    seconds = _timed_steps() if stage in TRAINING else _timed_samples()
-    importlib.import_module(stage).main(cfg, folder)
-    if not seconds:
-        return {}
+    Session.steps = timed  # type: ignore[method-assign]
+    try:
+        importlib.import_module(stage).main(cfg, folder)
+    except _EnoughError:
+        pass
+    finally:
+        Session.steps = plain  # type: ignore[method-assign]
     scale = getattr(cfg.scale, stage)
     usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
-    row = plan.row(stage, costs.STAGES[stage](cfg, usual), plan.H100)
-    # Of sampling, the last batch without guidance and the last with it: together the stage's step.
-    step_seconds = sum(values[-1] for values in seconds.values())
-    peak = matmul_flops(scale.precision, matmul_size)
-    batch = scale.batch_vectors if stage == "train_flow" else scale.batch_images
-    gpu = torch.cuda.is_available()
+    return {
+        "precision": scale.precision,
+        "batch": scale.batch_vectors if stage == "train_flow" else scale.batch_images,
+        "steps_timed": last - warm,
+        "seconds": (marks[last] - marks[warm]) / (last - warm),
+        "first_seconds": marks[1] - marks[0],
+        "flops": plan.row(stage, costs.STAGES[stage](cfg, usual), plan.H100).step_flops,
+    }
+
+
+def sample(cfg: params.Params, compile: bool) -> dict[str, Any]:
+    """Draw a batch of tokens from an untrained MAR, twice: the second is timed, the first compiles."""
+    scale = cfg.scale.sample_eval
+    shape = MARShape(
+        cfg.scale.train_ae.num_latents,
+        cfg.scale.project.dim,
+        NUM_CLASSES,
+        **{name: getattr(cfg.scale.train_mar, name) for name in MARShape._fields[3:]},
+    )
+    with _device():
+        mar = MAR(shape).eval().requires_grad_(False)
+    precision = cfg.scale.train_mar.precision
+    ready = quickened(mar, precision, compile)
+    labels = torch.arange(scale.batch_images, device=_device()) % NUM_CLASSES
+    marks = [time.perf_counter()]
+    for _ in range(2):
+        with torch.autocast(_device().type, torch.bfloat16, enabled=precision == "bf16"):
+            ready.sample(
+                labels,
+                rng.generator(0, "sample"),
+                num_iterations=scale.num_iterations,
+                head_steps=scale.head_steps,
+                solver=scale.solver,
+            )
+        _wait()
+        marks.append(time.perf_counter())
+    with torch.device("meta"):
+        empty = MAR(shape).eval()
+    flops = sampling_flops(
+        empty,
+        num_iterations=scale.num_iterations,
+        head_steps=scale.head_steps,
+        solver=scale.solver,
+    )
+    return {
+        "precision": precision,
+        "batch": scale.batch_images,
+        "seconds": marks[2] - marks[1],
+        "first_seconds": marks[1] - marks[0],
+        "flops": flops * scale.batch_images,
+    }
+
+
+def measure(case: str, tree: dict[str, Any], folder: Path, matmul_size: int) -> dict[str, Any]:
+    """What a case reached."""
+    stage, _, way = case.partition(":")
+    tree["presets"][tree["preset"]][stage]["compile"] = bool(way)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    cfg = params.load_params(folder / "params.yaml")
+    gc.collect()
+    if gpu := torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    torch._dynamo.reset()
+    AcceleratorState._reset_state(True)  # a process that runs one stage has one precision
+    found = sample(cfg, bool(way)) if stage == SAMPLING else train(stage, cfg, folder)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else None
+    rate = matmul_flops(found["precision"], matmul_size)
+    of = "vectors" if stage == "train_flow" else "images"
     return {
         "stage": stage,
         "preset": cfg.preset,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "torch": torch.__version__,
-        "precision": scale.precision,
-        "compile": scale.compile,
-        "batch": batch,
-        "step_seconds": step_seconds,
-        **{
-            f"{'vectors' if stage == 'train_flow' else 'images'}_per_second{name}": batch
-            / values[-1]
-            for name, values in seconds.items()
-        },
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
-        "step_flops": row.step_flops,
-        "flops_per_second": row.step_flops / step_seconds,
-        "matmul_flops_per_second": peak,
+        "compile": bool(way),
+        "peak_gpu_memory_gib": peak,
+        f"{of}_per_second": found["batch"] / found["seconds"],
         "matmul_size": matmul_size,
-        "share_of_matmul": row.step_flops / step_seconds / peak,
+        "matmul_flops_per_second": rate,
+        "share_of_matmul": found["flops"] / found["seconds"] / rate,
+        **found,
     }
 
 
-def _timed_steps() -> dict[str, list[float]]:
-    """Of training's last two thirds, the mean seconds of a step, once the stage has run."""
-    from flowprior.training.session import Session
-
-    found: dict[str, list[float]] = {}
-    plain = Session.steps
-
-    def timed(session: Session) -> Iterator[int]:
-        warm = session.plan.num_steps // 3
-        for step in plain(session):
-            if step == warm:
-                _wait()
-                clock = time.perf_counter()
-            yield step
-        _wait()
-        found[""] = [(time.perf_counter() - clock) / (session.plan.num_steps - warm)]
-
-    Session.steps = timed  # type: ignore[method-assign]
-    return found
-
-
-def _timed_samples() -> dict[str, list[float]]:
-    """Seconds of each batch of samples, without guidance and with it, once the stage has run."""
-    from flowprior.sampling import Sampler
-
-    found: dict[str, list[float]] = {}
-    plain = Sampler.__call__
-
-    def timed(sampler: Sampler, *args: Any, **settings: Any) -> Any:
-        _wait()
-        clock = time.perf_counter()
-        images = plain(sampler, *args, **settings)
-        _wait()
-        name = "" if settings["guidance_scale"] == 1 else "_guided"
-        found.setdefault(name, []).append(time.perf_counter() - clock)
-        return images
-
-    Sampler.__call__ = timed  # type: ignore[method-assign]
-    return found
-
-
-def run_all(
-    preset: str,
-    folder: Path,
-    out: Path,
-    *,
-    steps: int,
-    gpus: int = 1,
-    matmul_size: int = 8192,
-    compiled: bool = False,
-) -> Iterator[Path]:
-    """Run the stages one after the other; the files that are written, one for each stage that is timed.
-
-    With `compiled` training runs twice, first without `torch.compile`; sampling once, with it.
-    """
-    import yaml
-
-    tree = settings(preset, folder, steps, gpus)
-    scale = tree["presets"][preset]
-    if "imagefolder" in tree["images"]["source"]:
-        write_images(folder / "images", scale["images"]["size"])
-    for stage in STAGES:
-        ways = [False, True] if compiled and stage in TRAINING else [compiled]
-        for way in ways:
-            if "compile" in scale[stage]:
-                scale[stage]["compile"] = way
-            text = yaml.safe_dump(tree, sort_keys=False)
-            (folder / "params.yaml").write_text(text, encoding="utf-8")
-            found = _in_a_process(stage, folder, matmul_size)
-            if found:
-                path = out / (f"{stage}_compiled.json" if way else f"{stage}.json")
-                out.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-                yield path
-
-
-def _in_a_process(stage: str, folder: Path, matmul_size: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
-    command += ["--matmul-size", str(matmul_size)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{stage} failed with exit status {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _wait() -> None:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def main() -> None:
-    """The whole run, or (for itself) one stage."""
+    """All cases, one after the other; one that fails is reported and left out."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="imagenet")
-    parser.add_argument("--steps", type=int, default=45)
-    parser.add_argument(
-        "--gpus", type=int, default=1, help="take one GPU's share of the images of a step"
-    )
+    parser.add_argument("--gpus", type=int, default=1, help="take one GPU's share of images")
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--out", type=Path, default=ROOT / "metrics/gpu")
     parser.add_argument("--matmul-size", type=int, default=8192)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", default=CASES, choices=CASES, metavar="CASE")
     options = parser.parse_args()
-    if options.stage:
-        print(json.dumps(run_stage(options.stage, options.folder, options.matmul_size)))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for path in run_all(
-            options.preset,
-            Path(folder),
-            options.out,
-            steps=options.steps,
-            gpus=options.gpus,
-            matmul_size=options.matmul_size,
-            compiled=options.compile,
-        ):
-            print(path.read_text(encoding="utf-8"), flush=True)
+    failed = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tree = settings(options.preset, folder, options.steps, options.gpus)
+        scale = tree["presets"][options.preset]
+        if tree["images"]["source"] == "imagefolder":
+            write_images(folder / "images", scale["images"]["size"])
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        make_up(params.load_params(folder / "params.yaml"), folder)
+        options.out.mkdir(parents=True, exist_ok=True)
+        for case in options.only:
+            try:
+                found = measure(case, tree, folder, options.matmul_size)
+            except Exception as error:
+                failed.append(case)
+                print(f"{case}: {type(error).__name__}: {error}", flush=True)
+                continue
+            write_json(options.out / f"{case.replace(':', '_')}.json", found)
+            print(f"{case}: {json.dumps(found)}", flush=True)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,52 @@
 """The run at full width, on a GPU where there is one; its script, at smoke's size, everywhere."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .full_width import TRAINING, run_all
-
-KEYS = {"flops_per_second", "matmul_flops_per_second", "peak_memory_gib", "share_of_matmul"}
-
-
-@pytest.fixture(autouse=True)
-def _paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Path(__file__).resolve().parents[2]
-    monkeypatch.setenv("PYTHONPATH", f"{root / 'src'}:{root / 'stages'}")
-    monkeypatch.setenv("FLOWPRIOR_MLFLOW", "off")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ["sample_eval", "train_ae", "train_flow", "train_mar"]
 
 
-def test_the_script_reports_each_training_stage(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    written = list(run_all("smoke", tmp_path / "work", tmp_path / "out", steps=12, matmul_size=256))
-    assert [path.stem for path in written] == [*TRAINING, "sample_eval"]
-    for path in written:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert set(found) >= KEYS
-        assert found["step_seconds"] > 0
-        assert found["step_flops"] > 0
-        assert 0 < found["share_of_matmul"] < 1
+def run(out: Path, *arguments: str) -> dict[str, Any]:
+    """What the script wrote, by file."""
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    environment |= {
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'stages'}",
+        "FLOWPRIOR_MLFLOW": "off",
+    }
+    command = [sys.executable, str(ROOT / "tests/gpu/full_width.py"), "--out", str(out)]
+    done = subprocess.run(
+        [*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert not done.returncode, done.stdout
+    return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+
+
+def test_the_script_reports_each_stage(tmp_path: Path) -> None:
+    found = run(
+        tmp_path, "--preset", "smoke", "--steps", "12", "--matmul-size", "256", "--only", *STAGES
+    )
+    assert list(found) == STAGES
+    for one in found.values():
+        assert one["seconds"] > 0
+        assert one["flops"] > 0
+        assert one["first_seconds"] > 0
+        assert not one["compile"]
+        assert 0 < one["share_of_matmul"] < 1
+    assert found["train_ae"]["steps_timed"] == 8
 
 
 @pytest.mark.gpu
-def test_full_width_in_bf16(tmp_path: Path) -> None:
+def test_full_width_in_bf16() -> None:
     """Writes metrics/gpu/: commit what it finds, with the device it names."""
-    out = Path(__file__).resolve().parents[2] / "metrics/gpu"
-    (tmp_path / "work").mkdir()
-    written = run_all("imagenet", tmp_path / "work", out, steps=45, gpus=8, compiled=True)
-    for path in written:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert found["precision"] == "bf16"
-        assert found["share_of_matmul"] > 0.1
+    found = run(ROOT / "metrics/gpu", "--gpus", "8")
+    assert len(found) == 2 * len(STAGES)
+    for one in found.values():
+        assert one["precision"] == "bf16"
+        assert one["share_of_matmul"] > 0.1
