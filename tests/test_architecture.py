@@ -27,7 +27,9 @@ def _room(path) -> str:
 
 def _layer(path) -> int:
     levels = [i for i, rooms in enumerate(LAYERS) if _room(path) in rooms]
-    assert len(levels) == 1, f"{_room(path)} has a place in {len(levels)} of LAYERS; a new module needs one"
+    assert len(levels) == 1, (
+        f"{_room(path)} has a place in {len(levels)} of LAYERS; a new module needs one"
+    )
     return levels[0]
 
 

@@ -96,8 +96,8 @@ def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = 
                 f'<circle class="{kind}" cx="{at + 4:g}" cy="10" r="4"/>',
                 f'<text x="{at + 13:g}" y="14">{escape(name)}</text>',
             ]
-    parts.append(
-        f'<text x="{(left + WIDTH - 12) / 2:g}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'
+    parts.append(  # up to the axis' end: below its middle, long names would push it over the edge
+        f'<text x="{WIDTH - 12}" y="{bottom + 30}" text-anchor="end">{escape(label)}</text>'
     )
     return _svg(parts, WIDTH, bottom + 36, label)
 

@@ -42,6 +42,13 @@ def render(report: Report) -> str:
         "weights": "Weights",
         "objectives": "Objectives",
         "operators": "Operators",
+        "masks": "The paper's masks",
+        "trade-off": "Trade-off",
+        "curves": "Alignment",
+        "collapse": "Collapse",
+        "images": "Samples",
+        "costs": "Costs",
+        "limits": "Limits",
     }
     links = "".join(
         f'<li><a href="#{name}">{escape(short.get(name, title))}</a></li>'

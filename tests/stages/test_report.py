@@ -386,8 +386,9 @@ def test_a_chart_puts_larger_values_to_the_right() -> None:
 
 def test_a_long_name_has_room() -> None:
     text = charts.dot_plot([charts.Dots("a_rather_long_name", [1.0, 3.0])], "label")
-    (end,) = re.findall(r'x="([\d.]+)"[^>]*text-anchor="end"', text)
-    assert float(end) > charts.LETTER * len("a_rather_long_name")
+    name, label = re.findall(r'x="([\d.]+)"[^>]*text-anchor="end"', text)
+    assert float(name) > charts.LETTER * len("a_rather_long_name")
+    assert float(label) < charts.WIDTH
 
 
 def test_names_that_would_cover_one_another_are_left_to_the_pointer() -> None:
