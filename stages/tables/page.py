@@ -37,22 +37,8 @@ def render(report: Report) -> str:
         ("costs", "What it costs", _costs(report)),
         ("limits", "What this can show", _limits(report)),
     ]
-    short = {
-        "priors": "Priors",
-        "weights": "Weights",
-        "objectives": "Objectives",
-        "operators": "Operators",
-        "masks": "The paper's masks",
-        "trade-off": "Trade-off",
-        "curves": "Alignment",
-        "collapse": "Collapse",
-        "images": "Samples",
-        "costs": "Costs",
-        "limits": "Limits",
-    }
     links = "".join(
-        f'<li><a href="#{name}">{escape(short.get(name, title))}</a></li>'
-        for name, title, _ in sections
+        f'<li><a href="#{name}">{escape(name.capitalize())}</a></li>' for name, _, _ in sections
     )
     body = "\n".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n{text}</section>'
