@@ -17,7 +17,7 @@ toy: setup
 	PYTHONPATH=src:stages python stages/toy/study_params.py
 	dvc repro stages/toy/dvc.yaml
 
-# The paper's tables as experiments: runs those of stages/tables/tables.yaml that have no result yet.
+# The paper's tables as experiments: runs those of tables.yaml that have no result yet.
 # make tables TABLES='--only semantic --workers 1'; TABLES=--list only says what there is.
 TABLES ?=
 tables: setup

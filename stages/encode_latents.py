@@ -9,8 +9,8 @@ labels;
         metrics/sheets/reconstructions.png  a few held-out images of every class, each with its reconstruction behind it
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__, every_rank=True)
 
@@ -26,9 +26,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluator import Evaluator, open_evaluator
-from flowprior import rng
-from flowprior.data.images import (
+from flowprior.autoencoder.vit import Autoencoder, autoencoder_from
+from flowprior.core import rng
+from flowprior.core.device import in_turn, start_accelerator
+from flowprior.core.io import atomic_dir, provenance, write_json
+from flowprior.core.shards import Column, ShardReader, ShardWriter, to_float16
+from flowprior.core.trained import load_trained
+from flowprior.evaluation.judges import Evaluator, open_evaluator
+from flowprior.evaluation.probe import linear_probe_accuracy
+from flowprior.evaluation.reconstruction import from_uint8, psnr_db, ssim, to_uint8
+from flowprior.figures.grid import by_class, first_of_each, save_sheet
+from flowprior.images.sets import (
     SPLITS,
     ImageSet,
     Split,
@@ -36,19 +44,11 @@ from flowprior.data.images import (
     check_images,
     open_images,
 )
-from flowprior.data.shards import Column, ShardReader, ShardWriter, to_float16
-from flowprior.data.trained import load_trained
-from flowprior.io import atomic_dir, provenance, write_json
-from flowprior.metrics.coverage import collapse_signs, match_report
-from flowprior.metrics.moments import Moments
-from flowprior.metrics.probe import linear_probe_accuracy
-from flowprior.metrics.reconstruction import from_uint8, psnr_db, ssim, to_uint8
-from flowprior.models.autoencoder import Autoencoder, autoencoder_from
-from flowprior.prior import FlowPrior
-from flowprior.training.device import in_turn, start_accelerator
-from flowprior.training.machine import usage
-from flowprior.training.tracking import Tracker
-from sheets import by_class, first_of_each, save_sheet
+from flowprior.ops.machine import usage
+from flowprior.ops.tracking import Tracker
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.stats.coverage import collapse_signs, match_report
+from flowprior.stats.moments import Moments
 
 STAGE = "encode_latents"
 NEIGHBOURS = 5

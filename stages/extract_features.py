@@ -5,8 +5,8 @@ Writes  data/features/                   shards of float16 [n, D], splits train 
         metrics/extract_features.json    count, dim, mean, std, seconds
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__)
 
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowprior.data.encoders import autoencoder_latents, patch_tokens
-from flowprior.data.features import codebook, image_features, pixel_patches, shuffled_pieces
-from flowprior.data.images import SPLITS, ImageSet, Split, open_images
-from flowprior.data.pretrained import check_split, load_digits_network
-from flowprior.data.shards import ShardWriter, to_float16
-from flowprior.data.tables import (
+from flowprior.core.device import start_accelerator
+from flowprior.core.io import atomic_dir, digest, provenance, write_json
+from flowprior.core.shards import ShardWriter, to_float16
+from flowprior.encoders.networks import autoencoder_latents, patch_tokens
+from flowprior.encoders.shipped import check_split, load_digits_network
+from flowprior.features.of_images import codebook, image_features, pixel_patches, shuffled_pieces
+from flowprior.features.tables import (
     HELD_OUT,
     Table,
     codebook_table,
@@ -32,11 +33,10 @@ from flowprior.data.tables import (
     file_table,
     gaussian_table,
 )
-from flowprior.io import atomic_dir, digest, provenance, write_json
-from flowprior.metrics.moments import Moments
-from flowprior.training.device import start_accelerator
-from flowprior.training.machine import usage
-from flowprior.training.tracking import Tracker
+from flowprior.images.sets import SPLITS, ImageSet, Split, open_images
+from flowprior.ops.machine import usage
+from flowprior.ops.tracking import Tracker
+from flowprior.stats.moments import Moments
 
 STAGE = "extract_features"
 CODEBOOK_CODES, CODEBOOK_DIM = 512, 8

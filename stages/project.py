@@ -6,8 +6,8 @@ projection
         metrics/project.json     distortion of pair distances, std, effective rank
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__)
 
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowprior import rng
-from flowprior.data.images import SPLITS
-from flowprior.data.shards import Column, ShardReader, ShardWriter
-from flowprior.io import atomic_dir, provenance, save_tensors, write_json
-from flowprior.metrics.distances import pair_distortion
-from flowprior.metrics.moments import Moments
-from flowprior.models.projection import Projection
-from flowprior.training.machine import usage
-from flowprior.training.tracking import Tracker
+from flowprior.core import rng
+from flowprior.core.io import atomic_dir, provenance, save_tensors, write_json
+from flowprior.core.shards import Column, ShardReader, ShardWriter
+from flowprior.images.sets import SPLITS
+from flowprior.ops.machine import usage
+from flowprior.ops.tracking import Tracker
+from flowprior.prior.projection import Projection
+from flowprior.stats.distances import pair_distortion
+from flowprior.stats.moments import Moments
 
 STAGE = "project"
 PIECE = 65536

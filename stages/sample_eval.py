@@ -9,8 +9,8 @@ Writes  data/samples/                       samples.npz and samples_guided.npz, 
         metrics/sheets/samples.png          a few samples of every class: without guidance, then with
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__, every_rank=True)
 
@@ -24,18 +24,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluator import open_evaluator
-from figures import sample_figure, save_figure
-from flowprior import rng
-from flowprior.data.images import check_images, open_images
-from flowprior.io import atomic_dir, provenance, write_json, write_manifest
-from flowprior.metrics.npz import NpzImages, write_npz
-from flowprior.metrics.reconstruction import to_uint8
-from flowprior.sampling import Sampler
-from flowprior.training.device import in_turn, start_accelerator
-from flowprior.training.machine import usage
-from flowprior.training.tracking import Tracker
-from sheets import by_class, first_of_each, pick, save_sheet
+from flowprior.core import rng
+from flowprior.core.device import in_turn, start_accelerator
+from flowprior.core.io import atomic_dir, provenance, write_json, write_manifest
+from flowprior.evaluation.judges import open_evaluator
+from flowprior.evaluation.npz import NpzImages, write_npz
+from flowprior.evaluation.reconstruction import to_uint8
+from flowprior.figures.grid import by_class, first_of_each, pick, save_sheet
+from flowprior.figures.plots import sample_figure, save_figure
+from flowprior.generation.sampler import Sampler
+from flowprior.images.sets import check_images, open_images
+from flowprior.ops.machine import usage
+from flowprior.ops.tracking import Tracker
 
 STAGE = "sample_eval"
 COLUMNS = 10

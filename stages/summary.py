@@ -9,8 +9,8 @@ The stages' own files have all figures; a name that is not in them (no FID for d
 import json
 from pathlib import Path
 
-import params
-from flowprior.io import write_json
+from flowprior.config import params
+from flowprior.core.io import write_json
 
 SHOWN = {
     "flow_c2st": "train_flow.c2st_accuracy",

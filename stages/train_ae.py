@@ -8,8 +8,8 @@ Writes  data/autoencoder/               weights (moving average), config
         metrics/figures/alignment.png
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__, every_rank=True)
 
@@ -19,29 +19,29 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from figures import alignment_figure, save_figure
-from flowprior import rng
-from flowprior.data.encoders import patch_tokens, trained_transformer
-from flowprior.data.images import SPLITS, ImageSet, batches, check_images, open_images
-from flowprior.data.pretrained import DIGITS_DIR, load_digits_network
-from flowprior.data.shards import ShardReader
-from flowprior.data.trained import save_trained
-from flowprior.io import file_digest, provenance, write_csv, write_json
-from flowprior.metrics.correlation import correlations
-from flowprior.metrics.neighbours import NeighbourIndex
-from flowprior.models.autoencoder import Autoencoder, Shape, build_autoencoder
-from flowprior.models.representation import RepresentationHead
-from flowprior.models.softvq import Codebooks
-from flowprior.objectives.build import build_objective
-from flowprior.prior import FlowPrior
-from flowprior.rng import Draw
+from flowprior.alignment.fake_flow import FakeFlow
+from flowprior.alignment.registry import build_objective
+from flowprior.autoencoder.representation import RepresentationHead
+from flowprior.autoencoder.softvq import Codebooks
+from flowprior.autoencoder.softvq_terms import SoftVQTerms, Teacher, Trainee
+from flowprior.autoencoder.vit import Autoencoder, Shape, build_autoencoder
+from flowprior.core import rng
+from flowprior.core.device import start_accelerator
+from flowprior.core.io import file_digest, provenance, write_csv, write_json
+from flowprior.core.rng import Draw
+from flowprior.core.shards import ShardReader
+from flowprior.core.trained import save_trained
+from flowprior.encoders.networks import patch_tokens, trained_transformer
+from flowprior.encoders.shipped import DIGITS_DIR, load_digits_network
+from flowprior.figures.plots import alignment_figure, save_figure
+from flowprior.images.sets import SPLITS, ImageSet, batches, check_images, open_images
+from flowprior.ops.machine import usage
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, PerceptualTerm
+from flowprior.stats.correlation import correlations
+from flowprior.stats.neighbours import NeighbourIndex
 from flowprior.training.ahead import Ahead
-from flowprior.training.device import start_accelerator
-from flowprior.training.fake_flow import FakeFlow
-from flowprior.training.image_losses import AdversarialTerm, ImageLosses, PerceptualTerm
-from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
-from flowprior.training.softvq_terms import SoftVQTerms, Teacher, Trainee
 
 STAGE = "train_ae"
 HEADLINE = ("held_out_alignment_loss", "spearman_r5")

@@ -6,8 +6,8 @@ Writes  data/flow_prior/            velocity, projection, config
         metrics/curves/train_flow.csv
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__, every_rank=True)
 
@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowprior import rng
-from flowprior.data.shards import Column, ShardReader
+from flowprior.core import rng
+from flowprior.core.io import load_tensors, provenance, read_json, write_csv, write_json
+from flowprior.core.shards import Column, ShardReader
 from flowprior.flow.losses import flow_matching_loss, grouped_loss
 from flowprior.flow.path import group_vectors, stratified_times
-from flowprior.io import load_tensors, provenance, read_json, write_csv, write_json
-from flowprior.metrics.two_sample import classifier_two_sample
-from flowprior.models.projection import Projection
-from flowprior.models.velocity import VelocityMLP
-from flowprior.prior import FlowPrior
-from flowprior.training.machine import usage
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.ops.machine import usage
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.prior.projection import Projection
+from flowprior.stats.two_sample import classifier_two_sample
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_flow"

@@ -6,8 +6,8 @@ Writes  data/mar/                       weights (moving average), config with th
         metrics/curves/train_mar.csv
 """
 
-import params
-from params import Params
+from flowprior.config import params
+from flowprior.config.params import Params
 
 params.check(__name__, every_rank=True)
 
@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowprior import rng
-from flowprior.data.shards import Column, ShardReader
-from flowprior.data.trained import save_trained
-from flowprior.io import provenance, write_csv, write_json
-from flowprior.models.mar import MAR, MARShape, MaskedBatch, draw_masking
+from flowprior.core import rng
+from flowprior.core.io import provenance, write_csv, write_json
+from flowprior.core.shards import Column, ShardReader
+from flowprior.core.trained import save_trained
+from flowprior.mar.model import MAR, MARShape, MaskedBatch, draw_masking
+from flowprior.ops.machine import usage
 from flowprior.training.ahead import Ahead
-from flowprior.training.machine import usage
 from flowprior.training.session import Optimizer, Plan, Session
 
 STAGE = "train_mar"

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.stages.test_kill import TRAINING, Run, before, is_up_to_date, made, scratch
-from tests.stages.test_pipeline import STAGES, clone
+from tests.pipeline.test_kill import TRAINING, Run, before, is_up_to_date, made, scratch
+from tests.pipeline.test_pipeline import STAGES, clone
 
 STEPS = 300
 

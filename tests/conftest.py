@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior import rng
+from flowprior.core import rng
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

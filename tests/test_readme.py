@@ -7,13 +7,13 @@ import re
 import pytest
 import yaml
 
-import params
-import readme
-from claims import summary
-from contents import numbers, plus_minus, runs_of
 from flowprior import FlowPrior
-from listing import listed, read_listing
-from results import load_all
+from flowprior.config import params
+from flowprior.experiments.claims import summary
+from flowprior.experiments.listing import listed, read_listing
+from flowprior.experiments.results import load_all
+from flowprior.report import readme
+from flowprior.report.contents import numbers, plus_minus, runs_of
 
 from .stages.closure import ROOT
 from .stages.test_params import changed

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowprior.flow.losses import alignment_loss
-    from flowprior.prior import FlowPrior
+    from flowprior.prior.flow_prior import FlowPrior
 
 __version__ = "0.1.0"
 __all__ = ["FlowPrior", "__version__", "alignment_loss"]
 
-_HOMES = {"FlowPrior": "flowprior.prior", "alignment_loss": "flowprior.flow.losses"}
+_HOMES = {"FlowPrior": "flowprior.prior.flow_prior", "alignment_loss": "flowprior.flow.losses"}
 
 
 def __getattr__(name: str) -> object:

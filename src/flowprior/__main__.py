@@ -1,6 +1,6 @@
 """`python -m flowprior`."""
 
-from flowprior.command import main
+from flowprior.cli.command import main
 
 if __name__ == "__main__":
     main()

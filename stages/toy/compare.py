@@ -6,20 +6,20 @@ Writes  data/toy/objectives/<objective>.safetensors     the points at every look
         metrics/toy/objectives/<objective>.json         NLL, spread within modes, coverage, cost
 """
 
-import study_params
-from study_params import ROOT, Study
+from flowprior.toy import config as study_params
+from flowprior.toy.config import ROOT, Study
 
 study_params.check(__name__)
 
 from pathlib import Path
 
 import torch
-
-from flowprior.flow.toy2d import build_target
-from flowprior.io import save_tensors, write_json
-from flowprior.objectives.build import ObjectiveName
-from free_points import judge, move_points
 from study import load_flow
+
+from flowprior.alignment.registry import ObjectiveName
+from flowprior.core.io import save_tensors, write_json
+from flowprior.toy.points import judge, move_points
+from flowprior.toy.targets import build_target
 
 
 def main(cfg: Study, root: Path, objective: ObjectiveName) -> None:

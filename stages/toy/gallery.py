@@ -4,20 +4,21 @@ Reads   data/toy/objectives/, metrics/toy/objectives/
 Writes  metrics/figures/toy/objectives.png
 """
 
-import study_params
-from study_params import ROOT, Study
+from flowprior.toy import config as study_params
+from flowprior.toy.config import ROOT, Study
 
 study_params.check(__name__)
 
 from pathlib import Path
 
-from figures import save_figure
-from flowprior import rng
-from flowprior.flow.toy2d import build_target
-from flowprior.io import load_tensors, read_json
-from free_points import reference_nll
 from study import SHOWN, grid_over
-from study_figures import gallery_figure
+
+from flowprior.core import rng
+from flowprior.core.io import load_tensors, read_json
+from flowprior.figures.plots import save_figure
+from flowprior.toy.figures import gallery_figure
+from flowprior.toy.points import reference_nll
+from flowprior.toy.targets import build_target
 
 
 def main(cfg: Study, root: Path) -> None:

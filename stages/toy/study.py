@@ -6,8 +6,8 @@ Writes  data/toy/<target>/                  flow_prior/, points.safetensors (the
         metrics/figures/toy/<target>.png    three panels; <target>_path.png the points over the steps
 """
 
-import study_params
-from study_params import ROOT, Study
+from flowprior.toy import config as study_params
+from flowprior.toy.config import ROOT, Study
 
 study_params.check(__name__)
 
@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from figures import save_figure
-from flowprior import rng
-from flowprior.flow.toy2d import TargetName, build_target
-from flowprior.io import save_tensors, write_csv, write_json
-from flowprior.metrics.correlation import correlations
-from flowprior.prior import FlowPrior
-from free_points import common_loss, fit_flow, judge, move_points, reference_nll
-from study_figures import path_figure, study_figure
+from flowprior.core import rng
+from flowprior.core.io import save_tensors, write_csv, write_json
+from flowprior.figures.plots import save_figure
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.stats.correlation import correlations
+from flowprior.toy.figures import path_figure, study_figure
+from flowprior.toy.points import common_loss, fit_flow, judge, move_points, reference_nll
+from flowprior.toy.targets import TargetName, build_target
 
 SHOWN = 3000
 MARGIN = 0.2

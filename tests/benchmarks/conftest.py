@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-import params
-from flowprior.io import write_json
-from flowprior.training.machine import machine
+from flowprior.config import params
+from flowprior.core.io import write_json
+from flowprior.ops.machine import machine
 
 from .side_by_side import Medians, flops_of, matmul_rate, side_by_side
 

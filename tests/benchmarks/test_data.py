@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowprior import rng
-from flowprior.data.images import open_images
-from flowprior.data.shards import ShardReader, ShardWriter, to_float16
-from flowprior.io import provenance
-from flowprior.metrics.neighbours import NeighbourIndex
-from flowprior.models.autoencoder import Shape, build_autoencoder
+from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.core import rng
+from flowprior.core.io import provenance
+from flowprior.core.shards import ShardReader, ShardWriter, to_float16
+from flowprior.images.sets import open_images
+from flowprior.stats.neighbours import NeighbourIndex
 from tests.gpu.full_width import write_images
 
 from .conftest import keep, running, workspace

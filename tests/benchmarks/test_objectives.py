@@ -9,13 +9,14 @@ from typing import get_args
 import pytest
 import torch
 
-from flowprior import FlowPrior, rng
-from flowprior.models.bottleneck import Codes
-from flowprior.models.projection import Projection
-from flowprior.models.velocity import VelocityMLP
-from flowprior.objectives.build import ObjectiveName, build_objective
-from flowprior.objectives.flows import DistributionMatching
-from flowprior.rng import Draw
+from flowprior import FlowPrior
+from flowprior.alignment.flows import DistributionMatching
+from flowprior.alignment.registry import ObjectiveName, build_objective
+from flowprior.autoencoder.bottleneck import Codes
+from flowprior.core import rng
+from flowprior.core.rng import Draw
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.prior.projection import Projection
 
 from .conftest import keep
 from .side_by_side import side_by_side

@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import params
-from evaluator import OnDigits
-from flowprior import FlowPrior, rng
-from flowprior.data.images import open_images
-from flowprior.models.mar import MAR, MARShape, mask_schedule
-from flowprior.models.projection import Projection
-from flowprior.models.velocity import VelocityMLP
-from flowprior.sampling import Sampler, quickened
+from flowprior import FlowPrior
+from flowprior.config import params
+from flowprior.core import rng
+from flowprior.evaluation.judges import OnDigits
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.generation.sampler import Sampler, quickened
+from flowprior.images.sets import open_images
+from flowprior.mar.model import MAR, MARShape, mask_schedule
+from flowprior.prior.projection import Projection
 
 from .conftest import autocast, keep
 

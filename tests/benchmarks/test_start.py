@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-import params
-from flowprior.data.shards import Column
+from flowprior.config import params
+from flowprior.core.shards import Column
+from flowprior.ops.tracking import FLUSH_SECONDS, Tracker
 from flowprior.training.ahead import Ahead
 from flowprior.training.session import Session
-from flowprior.training.tracking import FLUSH_SECONDS, Tracker
 
 from .conftest import ROOT, keep, running, workspace
 

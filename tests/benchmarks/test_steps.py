@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowprior import FlowPrior, rng
+from flowprior import FlowPrior
+from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.core import rng
+from flowprior.core.optim import adamw
 from flowprior.flow.losses import flow_matching_loss, grouped_loss
-from flowprior.models.autoencoder import Shape, build_autoencoder
-from flowprior.models.mar import MAR, MARShape, draw_masking
-from flowprior.models.projection import Projection
-from flowprior.models.velocity import VelocityMLP
-from flowprior.optim import adamw
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.mar.model import MAR, MARShape, draw_masking
+from flowprior.prior.projection import Projection
 
 from .conftest import autocast
 from .side_by_side import side_by_side

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from flowprior import rng
-from flowprior.flow.gaussian import gaussian_velocity
+from flowprior.core import rng
 from flowprior.flow.likelihood import (
     EXACT_DIVERGENCE_MAX_DIM,
     divergence_exact,
@@ -18,7 +17,8 @@ from flowprior.flow.likelihood import (
     log_density,
 )
 from flowprior.flow.losses import Velocity
-from flowprior.models.velocity import VelocityMLP
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.toy.closed_forms import gaussian_velocity
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 MATRIX = torch.tensor([[1.0, 2.0, 0.0], [-3.0, 0.5, 1.0], [0.7, -1.0, -2.0]], dtype=torch.float64)

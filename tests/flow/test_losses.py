@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowprior import rng
-from flowprior.flow.gaussian import gaussian_alignment_loss, gaussian_velocity
+from flowprior.core import rng
 from flowprior.flow.losses import alignment_loss, flow_matching_loss, grouped_loss
 from flowprior.flow.path import interpolate, stratified_times
+from flowprior.toy.closed_forms import gaussian_alignment_loss, gaussian_velocity
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)

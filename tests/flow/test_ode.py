@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowprior import rng
-from flowprior.flow.gaussian import gaussian_velocity
+from flowprior.core import rng
 from flowprior.flow.ode import Solver, integrate
+from flowprior.toy.closed_forms import gaussian_velocity
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 SOLVERS: tuple[Solver, Solver] = ("euler", "heun")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowprior import rng
+from flowprior.core import rng
 from flowprior.flow.path import (
     conditional_velocity,
     group_vectors,

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowprior import rng
-from flowprior.flow.gaussian import gaussian_velocity
+from flowprior.core import rng
 from flowprior.flow.ode import integrate
 from flowprior.flow.sde import integrate_sde
+from flowprior.toy.closed_forms import gaussian_velocity
 
 MEAN, STD = 1.5, 0.4
 

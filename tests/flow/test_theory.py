@@ -8,8 +8,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from flowprior import rng
-from flowprior.flow.gaussian import gaussian_alignment_loss, gaussian_velocity
+from flowprior.core import rng
 from flowprior.flow.likelihood import (
     evidence_bound,
     importance_times,
@@ -17,6 +16,7 @@ from flowprior.flow.likelihood import (
     path_divergence,
     squared_error,
 )
+from flowprior.toy.closed_forms import gaussian_alignment_loss, gaussian_velocity
 
 from .test_gaussian import five_modes
 

@@ -23,17 +23,17 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-import costs
-import params
-import plan
-from flowprior import rng
-from flowprior.data.shards import ShardReader, ShardWriter
-from flowprior.io import provenance, write_json
-from flowprior.models.mar import MAR, MARShape
-from flowprior.models.velocity import VelocityMLP
-from flowprior.prior import FlowPrior
-from flowprior.sampling import quickened
-from flowprior.training.flops import sampling_flops
+from flowprior.config import params
+from flowprior.core import rng
+from flowprior.core.io import provenance, write_json
+from flowprior.core.shards import ShardReader, ShardWriter
+from flowprior.costs import plan
+from flowprior.costs import stages as costs
+from flowprior.costs.flops import sampling_flops
+from flowprior.flow.velocity import VelocityMLP
+from flowprior.generation.sampler import quickened
+from flowprior.mar.model import MAR, MARShape
+from flowprior.prior.flow_prior import FlowPrior
 from flowprior.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from flowprior import rng
+from flowprior.core import rng
 from flowprior.training.session import Optimizer, Plan, Session
 
 out = Path(sys.argv[1])

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flowprior import rng
-from flowprior.optim import ema_decay
+from flowprior.core import rng
+from flowprior.core.optim import ema_decay
 from flowprior.training import session as session_module
 from flowprior.training.session import (
     FINISHED_KEPT,
@@ -455,7 +455,7 @@ def test_other_code_never_sees_the_checkpoint(
     assert open_session(tmp_path).folder == first
     changed = tmp_path / "losses.py"
     changed.write_text("# another version\n")
-    module = sys.modules["flowprior.optim"]
+    module = sys.modules["flowprior.core.optim"]
     monkeypatch.setattr(module, "__file__", str(changed))
     assert open_session(tmp_path).folder != first
 

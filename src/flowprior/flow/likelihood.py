@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowprior import rng
+from flowprior.core import rng
 from flowprior.flow.losses import Velocity, flow_matching_loss
 from flowprior.flow.path import interpolate
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowprior import rng
+from flowprior.core import rng
 from flowprior.flow.losses import Velocity
 
 

@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowprior import rng
-from flowprior.io import digest, file_digest, write_atomic
-from flowprior.locks import hold
-from flowprior.optim import Schedule, adamw, moving_average, schedule
-from flowprior.training.device import start_accelerator
-from flowprior.training.tracking import Tracker
+from flowprior.core import rng
+from flowprior.core.device import start_accelerator
+from flowprior.core.io import digest, file_digest, write_atomic
+from flowprior.core.locks import hold
+from flowprior.core.optim import Schedule, adamw, moving_average, schedule
+from flowprior.ops.tracking import Tracker
 
 FINISHED_KEPT = 4
 
