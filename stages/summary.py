@@ -9,8 +9,9 @@ The stages' own files have all figures; a name that is not in them (no FID for d
 import json
 from pathlib import Path
 
-from flowprior.config import params
+from flowprior.config.schema import STAGES
 from flowprior.core.io import write_json
+from flowprior.core.root import find_root
 
 SHOWN = {
     "flow_c2st": "train_flow.c2st_accuracy",
@@ -36,19 +37,18 @@ DIGITS = 5
 
 
 def summary(root: Path) -> dict[str, float]:
-    """The figures, to five significant digits, and the seconds of all stages together."""
+    """The figures, to five significant digits."""
     found = {}
-    for stage in params.SCIENCE:
+    for stage in STAGES:
         metrics = json.loads((root / f"metrics/{stage}.json").read_text(encoding="utf-8"))
         found |= {f"{stage}.{name}": value for name, value in metrics.items()}
-    shown = {
+    return {
         name: value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
         for name, metric in SHOWN.items()
         if isinstance(value := found.get(metric), int | float)
     }
-    total = sum(found[f"{stage}.seconds"] for stage in params.SCIENCE)
-    return {**shown, "total_seconds": round(total, 1)}
 
 
 if __name__ == "__main__":
-    write_json(params.ROOT / "metrics/summary.json", summary(params.ROOT))
+    root = find_root()
+    write_json(root / "metrics/summary.json", summary(root))

@@ -11,8 +11,8 @@ from torch import nn
 from flowprior.alignment.fake_flow import FakeFlow
 from flowprior.alignment.flows import DistributionMatching
 from flowprior.alignment.objective import Objective, Unaligned
-from flowprior.autoencoder.bottleneck import Codes
 from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.session import Plan, Session

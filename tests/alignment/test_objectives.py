@@ -20,8 +20,8 @@ from flowprior.alignment.flows import FlowAlignment as Alignment
 from flowprior.alignment.objective import GaussianKL, Objective, Unaligned
 from flowprior.alignment.registry import ObjectiveName, build_objective
 from flowprior.alignment.samples import MomentMatching, SlicedWasserstein, squared_mmd
-from flowprior.autoencoder.bottleneck import Codes
 from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.prior.projection import Projection

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowprior.autoencoder.bottleneck import Codes
+from flowprior.autoencoder.bottleneck import Codebooks
 from flowprior.autoencoder.representation import RepresentationHead
-from flowprior.autoencoder.softvq import Codebooks, entropy_loss
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.softvq import entropy_loss
 from flowprior.autoencoder.softvq_terms import SoftVQTerms, Trainee
-from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.optim import adamw
 
 SHAPE = Shape(8, 1, 2, 4, 3, 16, 1, 2)

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from flowprior.autoencoder.bottleneck import (
     BOTTLENECKS,
     Bottleneck,
+    Codebooks,
     KLBottleneck,
     PlainBottleneck,
+    build_bottleneck,
 )
-from flowprior.autoencoder.softvq import Codebooks
+from flowprior.autoencoder.registry import autoencoder_from
+from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.vit import (
     Autoencoder,
     LatentDecoder,
     LatentEncoder,
-    Shape,
-    autoencoder_from,
     build_autoencoder,
-    build_bottleneck,
     patchify,
     unpatchify,
 )

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
 from flowprior.core.io import provenance
 from flowprior.core.shards import ShardReader, ShardWriter, to_float16
-from flowprior.images.sets import open_images
+from flowprior.images.opening import open_images
 from flowprior.stats.neighbours import NeighbourIndex
 from tests.gpu.full_width import write_images
 

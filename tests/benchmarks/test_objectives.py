@@ -12,8 +12,8 @@ import torch
 from flowprior import FlowPrior
 from flowprior.alignment.flows import DistributionMatching
 from flowprior.alignment.registry import ObjectiveName, build_objective
-from flowprior.autoencoder.bottleneck import Codes
 from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.prior.projection import Projection

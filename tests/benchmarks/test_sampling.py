@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from flowprior import FlowPrior
 from flowprior.config import params
 from flowprior.core import rng
-from flowprior.evaluation.judges import OnDigits
+from flowprior.evaluation.digits import OnDigits
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.generation.sampler import Sampler, quickened
-from flowprior.images.sets import open_images
-from flowprior.mar.model import MAR, MARShape, mask_schedule
+from flowprior.images.opening import open_images
+from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.schedules import mask_schedule
 from flowprior.prior.projection import Projection
 
 from .conftest import autocast, keep

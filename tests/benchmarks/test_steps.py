@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from flowprior import FlowPrior
-from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
 from flowprior.core.optim import adamw
 from flowprior.flow.losses import flow_matching_loss, grouped_loss
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.mar.model import MAR, MARShape, draw_masking
+from flowprior.mar.masking import draw_masking
+from flowprior.mar.model import MAR, MARShape
 from flowprior.prior.projection import Projection
 
 from .conftest import autocast

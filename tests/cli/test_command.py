@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.cli.command import main, picture
 from flowprior.core import rng
 from flowprior.core.trained import save_trained

@@ -35,7 +35,8 @@ from flowprior.core.shards import ShardReader, ShardWriter
 from flowprior.core.tars import tar_members
 from flowprior.core.trained import load_trained
 from flowprior.evaluation.npz import NpzImages, write_npz
-from flowprior.images.sets import WebShards, decode
+from flowprior.images.decoding import decode
+from flowprior.images.shards import WebShards
 from flowprior.prior.flow_prior import FlowPrior
 
 FUZZ = settings(

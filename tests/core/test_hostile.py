@@ -19,8 +19,10 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from flowprior.autoencoder.softvq import Codebooks
-from flowprior.autoencoder.vit import Shape, autoencoder_from, build_autoencoder
+from flowprior.autoencoder.bottleneck import Codebooks
+from flowprior.autoencoder.registry import autoencoder_from
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.config import params
 from flowprior.core import rng
 from flowprior.core.io import (
@@ -39,7 +41,8 @@ from flowprior.core.trained import Trained, load_trained, save_trained
 from flowprior.data import images as images_module
 from flowprior.evaluation.npz import NpzImages
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.images.sets import WebShards, decode
+from flowprior.images.decoding import decode
+from flowprior.images.shards import WebShards
 from flowprior.mar.model import MAR, MARShape
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.flow_prior import flow_prior as prior_module

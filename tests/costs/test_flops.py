@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowprior.alignment.flows import EvidenceBound, FlowAlignment
-from flowprior.autoencoder.vit import Shape, build_autoencoder
+from flowprior.autoencoder.shape import Shape
+from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
 from flowprior.core.rng import Draw
 from flowprior.costs.flops import (
@@ -32,7 +33,8 @@ from flowprior.costs.flops import (
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors, stratified_times
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.mar.model import MAR, MARShape, draw_masking
+from flowprior.mar.masking import draw_masking
+from flowprior.mar.model import MAR, MARShape
 
 CPU = torch.device("cpu")
 SHAPE = Shape(

@@ -14,7 +14,7 @@ from flowprior.core.io import (
     write_json,
 )
 from flowprior.encoders.shipped import DIGITS_DIR, check_split, load_digits_network
-from flowprior.images.sets import Digits
+from flowprior.images.digits import Digits
 
 NETWORKS = ("semantic", "evaluation")
 FACTS = read_json(DIGITS_DIR / "networks.json")

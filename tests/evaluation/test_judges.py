@@ -12,16 +12,12 @@ from torch import Tensor
 from flowprior.config import params
 from flowprior.core import rng
 from flowprior.evaluation.inception import Inception
-from flowprior.evaluation.judges import (
-    OnInception,
-    Reference,
-    Unjudged,
-    open_evaluator,
-    open_reference,
-)
+from flowprior.evaluation.judge import Unjudged
 from flowprior.evaluation.npz import write_npz
-from flowprior.evaluation.reconstruction import from_uint8
-from flowprior.images.sets import open_images
+from flowprior.evaluation.on_inception import OnInception
+from flowprior.evaluation.reference import Reference, open_reference
+from flowprior.images.opening import open_images
+from flowprior.images.pixels import from_uint8
 
 from .test_params import changed
 

@@ -11,7 +11,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.evaluation.reconstruction import psnr_db, ssim, to_uint8
+from flowprior.evaluation.reconstruction import psnr_db, ssim
+from flowprior.images.pixels import to_uint8
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 

@@ -21,7 +21,7 @@ from flowprior.features.of_images import (
     shuffle_columns,
     shuffled_pieces,
 )
-from flowprior.images.sets import Digits
+from flowprior.images.digits import Digits
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 TOKENS = 6

@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from flowprior.images.decoding import decode
+from flowprior.images.digits import Digits
+from flowprior.images.folder import ImageFolder
+from flowprior.images.opening import open_images
 from flowprior.images.sets import (
     SPLITS,
-    Digits,
-    ImageFolder,
     ImageSet,
     Source,
     Split,
-    WebShards,
     WrongImagesError,
     batches,
     check_images,
-    decode,
-    open_images,
     split_rows,
 )
+from flowprior.images.shards import WebShards
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=50)
 SIZE = 8

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from flowprior.alignment.flows import DistributionMatching
 from flowprior.alignment.objective import Objective
-from flowprior.autoencoder.bottleneck import Codes
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.training.session import Optimizer, Session
 

@@ -4,12 +4,14 @@ All are means over dims, so that one `align.weight` means about the same pull fo
 """
 
 from copy import deepcopy
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowprior.autoencoder.bottleneck import Codes
+from flowprior.alignment.objective import Material
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.likelihood import importance_times
 from flowprior.flow.losses import Velocity, alignment_loss, flow_matching_loss
@@ -31,6 +33,11 @@ class FlowObjective:
         self.velocity = velocity
         self.dim = dim
         self.num_draws = num_draws
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes the flow and the number of draws."""
+        return cls(material.velocity, material.dim, material.num_draws)
 
     def _draws(
         self, latents: Float[Tensor, "b n d"], draw: Draw, k: int | None = None
@@ -72,6 +79,11 @@ class WeightedAlignment(FlowObjective):
         super().__init__(velocity, dim, num_draws)
         importance_times(torch.empty(0), t_max)  # an error now, not at the first step
         self.t_max = t_max
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes the flow, the number of draws and the largest time."""
+        return cls(material.velocity, material.dim, material.num_draws, material.t_max)
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, noise, uniform = self._draws(codes.latents, draw)
@@ -138,6 +150,11 @@ class DistributionMatching(FlowObjective):
             raise ValueError(f"t_max must lie between 0.5 and 1 for dmd, found {t_max}")
         self.t_max = t_max
         self.fake = deepcopy(velocity).requires_grad_(True)
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes the flow, the number of draws and the largest time."""
+        return cls(material.velocity, material.dim, material.num_draws, material.t_max)
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         """Half the squared step that the gradient asks for, mean over vectors and dims."""

@@ -1,13 +1,13 @@
-"""The one face of all objectives: codes and randomness in, one number out."""
+"""What an objective is: codes and randomness in, one number out; and those that ask neither flow nor targets."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowprior.autoencoder.bottleneck import Codes
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 
 
@@ -22,8 +22,31 @@ Sample = Callable[[int, torch.Generator], Float[Tensor, "n d"]]
 """Draws so many vectors of the target distribution."""
 
 
+class Material(NamedTuple):
+    """What objectives are built from; each takes what it needs.
+
+    Attributes:
+        velocity: The frozen flow of the targets.
+        dim: Channels d of targets and latents.
+        targets: Draws targets.
+        num_draws: Draws of noise and time for each latent.
+        t_max: The largest time that is looked at.
+    """
+
+    velocity: nn.Module
+    dim: int
+    targets: Sample
+    num_draws: int
+    t_max: float
+
+
 class Unaligned:
     """No pull at all: the paper's AE row."""
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes nothing."""
+        return cls()
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         return codes.latents.new_zeros(())
@@ -31,6 +54,11 @@ class Unaligned:
 
 class GaussianKL:
     """KL to N(0, I), mean over dims: of each posterior, or of N(batch mean, batch variance) without one."""
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes nothing."""
+        return cls()
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         if codes.log_variance is not None:

@@ -1,12 +1,19 @@
 """Objectives that compare the batch's latents with as many targets: no network, but the whole batch at once."""
 
+from typing import Self
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowprior.alignment.objective import Sample
-from flowprior.autoencoder.bottleneck import Codes
+from flowprior.alignment.objective import Material, Sample
+from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
+from flowprior.stats.moments import Moments
+
+MOMENT_VECTORS = 65_536
+"""Targets that mean and covariance are taken of."""
 
 
 class SlicedWasserstein:
@@ -23,6 +30,11 @@ class SlicedWasserstein:
     def __init__(self, targets: Sample, num_projections: int = 64) -> None:
         self.targets = targets
         self.num_projections = num_projections
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes the targets."""
+        return cls(material.targets)
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, targets = _both(codes, self.targets, draw)
@@ -55,6 +67,11 @@ class MaximumMeanDiscrepancy:
     def __init__(self, targets: Sample, max_vectors: int = 2048) -> None:
         self.targets = targets
         self.max_vectors = max_vectors
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes the targets."""
+        return cls(material.targets)
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, targets = _both(codes, self.targets, draw)
@@ -91,6 +108,13 @@ class MomentMatching:
     def __init__(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"]) -> None:
         self.mean = mean
         self.covariance = covariance
+
+    @classmethod
+    def build(cls, material: Material) -> Self:
+        """Takes mean and covariance of a sample of the targets."""
+        moments = Moments(material.dim)
+        moments.update(material.targets(MOMENT_VECTORS, rng.generator(0, "objective", "moments")))
+        return cls(moments.mean, moments.covariance)
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents = draw.gather(codes.latents.float()).flatten(0, -2)

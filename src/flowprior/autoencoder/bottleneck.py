@@ -1,31 +1,21 @@
 """What stands between encoder and decoder: how the encoder's output becomes latents."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Bottleneck = Literal["plain", "kl", "softvq"]
-BOTTLENECKS: tuple[Bottleneck, ...] = ("plain", "kl", "softvq")
+from flowprior.autoencoder.config import BOTTLENECKS
+from flowprior.core.codes import Codes
 
 
-class Codes(NamedTuple):
-    """Latents, and what the bottleneck knows of their distribution.
+class Codebooks(NamedTuple):
+    """What the softvq bottleneck is built with besides the sizes of its tokens; see `SoftVQBottleneck`."""
 
-    Attributes:
-        latents: What the decoder gets, [b, n, d].
-        mean: Posterior mean where there is a posterior, else the latents.
-        log_variance: Posterior log-variance [b, n, d], or None.
-        logits: Of softvq alone: cosine of each token with the codes of its codebook, [c, r, k]: c
-            codebooks with the r = b n/c tokens that are theirs, image by image. Its gradient reaches
-            the tokens only.
-    """
-
-    latents: Tensor
-    mean: Tensor
-    log_variance: Tensor | None
-    logits: Tensor | None = None
+    num_codebooks: int
+    num_codes: int
+    temperature: float
 
 
 class PlainBottleneck(nn.Module):
@@ -34,6 +24,11 @@ class PlainBottleneck(nn.Module):
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, dim)
+
+    @classmethod
+    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+        """Takes widths alone."""
+        return cls(width, dim)
 
     def forward(
         self, tokens: Float[Tensor, "b n w"], noise: Float[Tensor, "b n d"] | None = None
@@ -49,6 +44,11 @@ class KLBottleneck(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, 2 * dim)
 
+    @classmethod
+    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+        """Takes widths alone."""
+        return cls(width, dim)
+
     def forward(
         self, tokens: Float[Tensor, "b n w"], noise: Float[Tensor, "b n d"] | None = None
     ) -> Codes:
@@ -57,3 +57,22 @@ class KLBottleneck(nn.Module):
         log_variance = log_variance.clamp(-30, 20)
         latents = mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
         return Codes(latents, mean, log_variance)
+
+
+def build_bottleneck(
+    kind: str, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None = None
+) -> nn.Module:
+    """The bottleneck of the given kind, from the encoder's width to the latents' channels.
+
+    Args:
+        kind: Of `flowprior.autoencoder.config.BOTTLENECKS`.
+        width: Channels of the encoder's tokens.
+        dim: Channels d of a latent.
+        num_tokens: Latent tokens n.
+        codebooks: Of softvq; the others have none.
+
+    Raises:
+        ValueError: softvq without codebooks, or with ones that do not go with the tokens.
+    """
+    bottleneck: nn.Module = BOTTLENECKS.load(kind).build(width, dim, num_tokens, codebooks)
+    return bottleneck

@@ -1,7 +1,7 @@
 """A soft quantiser: latents are mixtures of a codebook's codes; SoftVQ-VAE, arXiv:2412.10958."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -9,15 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from flowprior.autoencoder.bottleneck import Codes
-
-
-class Codebooks(NamedTuple):
-    """What a `SoftVQBottleneck` is built with besides the sizes of its tokens; see there."""
-
-    num_codebooks: int
-    num_codes: int
-    temperature: float
+from flowprior.autoencoder.bottleneck import Codebooks
+from flowprior.core.codes import Codes
 
 
 class SoftVQBottleneck(nn.Module):
@@ -70,6 +63,17 @@ class SoftVQBottleneck(nn.Module):
         self.codebooks = nn.Parameter(
             F.normalize(torch.randn(num_codebooks, num_codes, dim), dim=-1)
         )
+
+    @classmethod
+    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+        """Takes widths, tokens and codebooks.
+
+        Raises:
+            ValueError: There are no codebooks.
+        """
+        if codebooks is None:
+            raise ValueError("the bottleneck softvq needs codebooks")
+        return cls(width, dim, num_tokens, *codebooks)
 
     def forward(
         self, tokens: Float[Tensor, "b n w"], noise: Float[Tensor, "b n d"] | None = None

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowprior.autoencoder.bottleneck import Codes
 from flowprior.autoencoder.representation import RepresentationHead
 from flowprior.autoencoder.softvq import entropy_loss
 from flowprior.autoencoder.vit import Autoencoder
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 
 

@@ -1,6 +1,6 @@
 """A ViT autoencoder whose code is a short set of latent tokens, not a grid; App. C.3, arXiv:2506.05240."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,34 +8,9 @@ from timm.models import checkpoint_seq
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flowprior.autoencoder.bottleneck import Bottleneck, Codes, KLBottleneck, PlainBottleneck
-from flowprior.autoencoder.softvq import Codebooks, SoftVQBottleneck
-
-
-class Shape(NamedTuple):
-    """Sizes of an autoencoder.
-
-    Attributes:
-        image_size: Height and width in pixels.
-        channels: Of the image.
-        patch_size: Height and width of a patch in pixels.
-        num_latents: Latent tokens n.
-        latent_dim: Channels d of a latent.
-        width: Of both transformers.
-        depth: Blocks of each.
-        num_heads: Attention heads.
-        layer_scale: What the factor on each residual branch starts from; None for no such factors.
-    """
-
-    image_size: int
-    channels: int
-    patch_size: int
-    num_latents: int
-    latent_dim: int
-    width: int
-    depth: int
-    num_heads: int
-    layer_scale: float | None = None
+from flowprior.autoencoder.bottleneck import Codebooks, build_bottleneck
+from flowprior.autoencoder.shape import Shape
+from flowprior.core.codes import Codes
 
 
 def patchify(images: Float[Tensor, "b c H W"], size: int) -> Float[Tensor, "b p f"]:
@@ -147,6 +122,20 @@ class Autoencoder(nn.Module):
         self.patch_size = patch_size
         self.channels = channels
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that the adversarial term is balanced at."""
+        weight: Tensor = self.decoder.output.weight
+        return weight
+
+    def start_from(self, trained: Any) -> None:
+        """Take the encoder's transformer from a trained one, a `TrainedTransformer`.
+
+        Raises:
+            ValueError: It has other sizes.
+        """
+        trained.into(self.encoder.vit)
+
     def checkpoint_gradients(self, on: bool = True) -> "Autoencoder":
         """Keep only what goes into each block for the backward pass and compute the rest again, a third more work."""
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = on
@@ -176,29 +165,8 @@ def _through(blocks: nn.Sequential, tokens: Tensor, checkpointed: bool) -> Tenso
     return out
 
 
-def build_bottleneck(
-    kind: Bottleneck, shape: Shape, codebooks: Codebooks | None = None
-) -> nn.Module:
-    """The bottleneck of the given kind, from the transformer's width to the latents' channels.
-
-    Args:
-        kind: Which.
-        shape: Sizes.
-        codebooks: Of softvq; the others have none.
-
-    Raises:
-        ValueError: softvq without codebooks, or with ones that do not go with the tokens.
-    """
-    if kind != "softvq":
-        linear = KLBottleneck if kind == "kl" else PlainBottleneck
-        return linear(shape.width, shape.latent_dim)
-    if codebooks is None:
-        raise ValueError("the bottleneck softvq needs codebooks")
-    return SoftVQBottleneck(shape.width, shape.latent_dim, shape.num_latents, *codebooks)
-
-
 def build_autoencoder(
-    shape: Shape, bottleneck: Bottleneck, codebooks: Codebooks | None = None
+    shape: Shape, bottleneck: str, codebooks: Codebooks | None = None
 ) -> Autoencoder:
     """An autoencoder from scratch; reads torch's global stream for its initialisation.
 
@@ -230,7 +198,7 @@ def build_autoencoder(
     )
     return Autoencoder(
         LatentEncoder(encoder, shape.num_latents),
-        build_bottleneck(bottleneck, shape, codebooks),
+        build_bottleneck(bottleneck, shape.width, shape.latent_dim, shape.num_latents, codebooks),
         LatentDecoder(
             decoder,
             shape.num_latents,
@@ -239,14 +207,4 @@ def build_autoencoder(
         ),
         shape.patch_size,
         shape.channels,
-    )
-
-
-def autoencoder_from(config: dict[str, Any]) -> Autoencoder:
-    """An autoencoder of the sizes that a trained one's config gives; its weights are still to be loaded."""
-    codebooks = config.get("codebooks")
-    return build_autoencoder(
-        Shape(**config["shape"]),
-        config["bottleneck"],
-        None if codebooks is None else Codebooks(**codebooks),
     )

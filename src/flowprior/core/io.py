@@ -58,12 +58,12 @@ def package_versions(*names: str) -> dict[str, str]:
     return found
 
 
-def provenance(
-    config: Mapping[str, object], inputs: Mapping[str, str], *packages: str
-) -> dict[str, object]:
-    """What an artifact was made from: its parameters, the digests of its inputs, the packages that matter."""
+def provenance(inputs: Mapping[str, str], *packages: str) -> dict[str, object]:
+    """What an artifact was made from: the digests of its inputs, and the packages that matter.
+
+    Nothing of the parameters: what they decide is in the bytes, and a new parameter should not change those.
+    """
     return {
-        "config": digest(dict(config)),
         "inputs": dict(inputs),
         "packages": package_versions("flowprior", *packages),
     }

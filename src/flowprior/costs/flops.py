@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowprior.mar.model import MAR, guided_spans, head_schedule, mask_schedule
+from flowprior.mar.model import MAR
+from flowprior.mar.schedules import guided_spans, head_schedule, mask_schedule
 
 Precision = Literal["fp32", "bf16"]
 META = torch.device("meta")

@@ -26,8 +26,9 @@ from flowprior.costs import plan
 from flowprior.costs import stages as costs
 from flowprior.encoders.networks import trained_transformer
 from flowprior.evaluation.inception import Inception
-from flowprior.evaluation.judges import open_reference
-from flowprior.images.sets import SPLITS, ImageSet, open_images
+from flowprior.evaluation.reference import open_reference
+from flowprior.images.opening import open_images
+from flowprior.images.sets import SPLITS, ImageSet
 from flowprior.reconstruction.discriminator import build_discriminator
 from flowprior.reconstruction.perceptual import build_perceptual
 from train_ae import build_trainee, open_teacher, shape_of

@@ -41,7 +41,8 @@ from flowprior.features.tables import HELD_OUT
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.mar.model import MAR, MARShape, draw_num_masked
+from flowprior.mar.masking import draw_num_masked
+from flowprior.mar.model import MAR, MARShape
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.projection import Projection
 from flowprior.reconstruction.discriminator import build_discriminator

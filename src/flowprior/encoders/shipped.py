@@ -7,6 +7,10 @@ saw; `flowprior.encoders.train_shipped` writes it and the weights.
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from flowprior.core.io import ArtifactError, file_digest, load_tensors, read_json
 from flowprior.encoders.digits import DigitsEvalNet, DigitsPatchNet
 
@@ -91,3 +95,43 @@ def _fact(directory: Path, *keys: str) -> Any:
             )
         value = value[key]
     return value
+
+
+class DigitsEncoder:
+    """Patch features of the semantic digits network.
+
+    Attributes:
+        facts: What it is.
+        digest: Sha256 of its weights.
+        dim: Channels of a token.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._network = load_digits_network("semantic").to(device)
+        self._device = device
+        self.facts = {"network": "DigitsPatchNet", "trained_on": "digits, training split"}
+        self.digest = file_digest(DIGITS_DIR / "semantic.safetensors")
+        self.dim = self._network.width
+
+    def __call__(self, images: Float[Tensor, "b 1 8 8"]) -> Float[Tensor, "b n D"]:
+        return self.on_device(images.to(self._device)).cpu()
+
+    def on_device(self, images: Float[Tensor, "b 1 8 8"]) -> Float[Tensor, "b n D"]:
+        """The same where it computes."""
+        tokens: Tensor = self._network.features(images)
+        return tokens
+
+
+def open_digits_encoder(
+    name: str | None = None, *, size: int, device: torch.device, **_: Any
+) -> DigitsEncoder:
+    """The encoder `digits` of the registry.
+
+    Raises:
+        ValueError: A model is named, or images are not 8 x 8.
+    """
+    if name is not None or size != 8:
+        raise ValueError(
+            f"prior.encoder digits is one network for 8 x 8 digits, found the model {name!r} and images of {size} pixels"
+        )
+    return DigitsEncoder(device)

@@ -22,7 +22,7 @@ from flowprior.core import optim, rng
 from flowprior.core.io import file_digest, package_versions, save_tensors, write_json
 from flowprior.encoders.digits import DigitsEvalNet, DigitsPatchNet
 from flowprior.encoders.shipped import DIGITS_DIR, DIGITS_NETWORKS, FACTS, DigitsNetwork
-from flowprior.images.sets import Digits
+from flowprior.images.digits import Digits
 
 SEEDS: dict[DigitsNetwork, int] = {"semantic": 1, "evaluation": 2}
 MAX_EPOCHS = 120

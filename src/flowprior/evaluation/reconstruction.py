@@ -1,9 +1,15 @@
 """How close reconstructions are to their images; both in [-1, 1]."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
+
+from flowprior.evaluation.judge import Judge
+from flowprior.images.pixels import from_uint8, to_uint8
+from flowprior.images.sets import ImageSet, batches
 
 SSIM_WINDOW = 7
 
@@ -32,11 +38,36 @@ def ssim(
     return torch.from_numpy(np.asarray(values, dtype=np.float64))
 
 
-def to_uint8(images: Float[Tensor, "b c h w"]) -> Tensor:
-    """Images in [-1, 1] as bytes, rounded to the nearest of 256 levels."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+@torch.no_grad()
+def reconstruction_metrics(
+    restore: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    judge: Judge,
+    batch: int,
+    *,
+    as_bytes: bool,
+) -> dict[str, float | None]:
+    """PSNR, SSIM and, where there is a judge, the Fréchet distance of held-out reconstructions.
 
+    With `as_bytes`, SoftVQ's protocol: all figures are of the reconstruction as a picture has it,
+    rounded to 256 levels.
+    """
+    psnrs, ssims = [], []
 
-def from_uint8(images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Bytes as images in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    def restored() -> Iterator[Tensor]:
+        for piece in batches(len(images), batch):
+            original = images.images(piece)
+            output = restore(original)
+            rounded = to_uint8(output)
+            output = from_uint8(rounded) if as_bytes else output
+            psnrs.append(psnr_db(output, original))
+            ssims.append(ssim(output, original))
+            yield rounded
+
+    distances = judge.judge(restored())
+    return {
+        **{f"r{name}": value for name, value in distances.items()},
+        "psnr_db": float(torch.cat(psnrs).mean()),
+        "ssim": float(torch.cat(ssims).mean()),
+        "lpips": None,  # VGG's five poolings leave nothing of 8 x 8 pixels
+    }

@@ -1,8 +1,7 @@
 """What results say of a claim: numbers, a test, a verdict.
 
-Two groups of runs are compared by Welch's t-test, a group and a number by Student's, the rows of a
-table in order by Spearman's rank correlation. All tests are two-sided, and their p-values are
-adjusted for the number of claims (Holm).
+Two groups of runs are compared by Welch's t-test, a group and a number by Student's, the rows of a table in order by
+Spearman's rank correlation. All tests are two-sided, and their p-values are adjusted for the number of claims (Holm).
 """
 
 import math
@@ -12,14 +11,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from flowprior.experiments.listing import Claim, Listing
+from flowprior.experiments.tables_file import Claim, TablesFile
 
 LEVEL = 0.05
+"""An adjusted p-value below it decides a claim."""
 Verdict = Literal["holds", "does not hold", "undecided", "no results"]
+Values = Callable[[str | None, str, str], Sequence[float]]
+"""The values of a metric, one for each run, given the table (None: whichever has the row), the row and the metric."""
 
 
 class Summary(NamedTuple):
-    """Mean and standard deviation (n - 1) over runs; the latter is NaN for one run, both for none."""
+    """Mean and standard deviation (n - 1) over runs; the latter is NaN for one run, both are for none."""
 
     n: int
     mean: float
@@ -30,15 +32,15 @@ class Finding(NamedTuple):
     """What the results say of a claim.
 
     Attributes:
-        claim: It.
-        first: Of its rows; of all runs of a trend.
-        second: Of what they are compared with, if that is rows.
-        difference: Of means; a trend's rank correlation.
-        low: End of its 95% interval; NaN for a trend.
-        high: Likewise.
-        p: Two-sided, not adjusted; NaN where there are too few runs.
-        adjusted: By Holm, for all claims that were tested.
-        verdict: Of `adjusted` at the level of 5%.
+        claim: The claim.
+        first: Summary of the runs of the claim's rows, or of all runs of the table of a trend.
+        second: Summary of the runs that they are compared with; None where that is a number, and for a trend.
+        difference: Mean of the first less that of the second, or the number; for a trend the rank correlation.
+        low: Lower end of the difference's 95% interval; NaN for a trend.
+        high: Upper end of it; NaN for a trend.
+        p: Two-sided p-value, not adjusted; NaN where there are too few runs.
+        adjusted: The p-value adjusted by Holm for all claims that were tested.
+        verdict: What `adjusted` decides at the level of 5%.
     """
 
     claim: Claim
@@ -53,31 +55,24 @@ class Finding(NamedTuple):
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Of some runs."""
+    """Mean and standard deviation of the values of some runs."""
     n = len(values)
     mean = float(np.mean(values)) if n else math.nan
     return Summary(n, mean, float(np.std(values, ddof=1)) if n > 1 else math.nan)
 
 
-def findings(
-    listing: Listing, values: Callable[[str | None, str, str], Sequence[float]]
-) -> list[Finding]:
-    """What the results say of all claims, in order.
-
-    Args:
-        listing: With the claims.
-        values: Of a table (None: any), row and metric, one for each run.
-    """
-    tested = [_test(claim, listing, values) for claim in listing.claims]
-    ps = holm([one.p for one in tested])
+def findings(tables: TablesFile, values: Values) -> list[Finding]:
+    """What the results say of all claims of a tables file, in order."""
+    tested = [_test(claim, tables, values) for claim in tables.claims]
+    ps = holm([finding.p for finding in tested])
     return [
-        one._replace(adjusted=p, verdict=_verdict(one, p))
-        for one, p in zip(tested, ps, strict=True)
+        finding._replace(adjusted=p, verdict=_verdict(finding, p))
+        for finding, p in zip(tested, ps, strict=True)
     ]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979); NaNs are not counted."""
+    """P-values adjusted for their number (Holm 1979); NaNs are not counted and stay."""
     order = sorted((p, at) for at, p in enumerate(ps) if not math.isnan(p))
     adjusted = [math.nan] * len(ps)
     highest = 0.0
@@ -87,62 +82,55 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _test(
-    claim: Claim, listing: Listing, values: Callable[[str | None, str, str], Sequence[float]]
-) -> Finding:
+def _test(claim: Claim, tables: TablesFile, values: Values) -> Finding:
     if claim.trend is not None:
-        return _trend(claim, listing, values)
+        return _trend(claim, tables, values)
     first = [x for row in claim.rows for x in values(None, row, claim.metric)]
     second = [x for row in claim.against for x in values(None, row, claim.metric)]
     a, b = summary(first), summary(second) if claim.against else None
-    found = Finding(claim, a, b, *[math.nan] * 5, "no results")
     against = claim.than if b is None else b.mean
     difference = a.mean - float(against if against is not None else math.nan)
-    found = found._replace(difference=difference)
+    finding = Finding(claim, a, b, difference, math.nan, math.nan, math.nan, math.nan, "no results")
     enough = a.n > 1 and (b is None or b.n > 1)
     if not enough or _constant(first, second):
-        return found
+        return finding
     test = (
         stats.ttest_1samp(first, claim.than)
         if b is None
         else stats.ttest_ind(first, second, equal_var=False)
     )
     low, high = test.confidence_interval(0.95)
-    shift = claim.than if b is None else 0.0
-    return found._replace(
-        low=float(low) - float(shift or 0),
-        high=float(high) - float(shift or 0),
-        p=float(test.pvalue),
-    )
+    shift = float(claim.than or 0) if b is None else 0.0
+    return finding._replace(low=float(low) - shift, high=float(high) - shift, p=float(test.pvalue))
 
 
 def _constant(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Without any spread there is no test."""
+    """Whether neither group has any spread, without which there is no test."""
     return len(set(first)) == 1 and len(set(second)) <= 1
 
 
-def _trend(
-    claim: Claim, listing: Listing, values: Callable[[str | None, str, str], Sequence[float]]
-) -> Finding:
+def _trend(claim: Claim, tables: TablesFile, values: Values) -> Finding:
     places: list[int] = []
-    found: list[float] = []
-    for place, row in enumerate(listing.tables[str(claim.trend)].rows):
+    of_all: list[float] = []
+    for place, row in enumerate(tables.tables[str(claim.trend)].rows):
         of_row = values(claim.trend, row, claim.metric)
         places += [place] * len(of_row)
-        found += of_row
-    finding = Finding(claim, summary(found), None, *[math.nan] * 5, "no results")
-    if len(set(places)) < 3 or len(set(found)) < 2:
+        of_all += of_row
+    finding = Finding(
+        claim, summary(of_all), None, math.nan, math.nan, math.nan, math.nan, math.nan, "no results"
+    )
+    if len(set(places)) < 3 or len(set(of_all)) < 2:
         return finding
-    test = stats.spearmanr(places, found)
+    test = stats.spearmanr(places, of_all)
     return finding._replace(difference=float(test.statistic), p=float(test.pvalue))
 
 
-def _verdict(found: Finding, p: float) -> Verdict:
+def _verdict(finding: Finding, p: float) -> Verdict:
     if math.isnan(p):
         return "no results"
     if p >= LEVEL:
         return "undecided"
-    if found.claim.expect == "same":
+    if finding.claim.expect == "same":
         return "does not hold"
-    up = found.difference > 0
-    return "holds" if up == (found.claim.expect == "higher") else "does not hold"
+    up = finding.difference > 0
+    return "holds" if up == (finding.claim.expect == "higher") else "does not hold"

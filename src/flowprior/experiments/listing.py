@@ -1,129 +1,45 @@
-"""What is run, shown and asked, `tables.yaml`: read it, check it, and say which experiments that needs."""
+"""From rows of `tables.yaml` to experiments: each a name, what it sets, and all parameters that result from that."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import Field, model_validator
+from flowprior.config.messages import ParamsError
+from flowprior.config.presets import resolve
+from flowprior.config.schema import STAGES, Params
+from flowprior.config.yaml12 import read_yaml
+from flowprior.core.io import file_digest
+from flowprior.core.registry import PLUGINS
+from flowprior.experiments.tables_file import TablesFile
 
-from flowprior.config import params
-from flowprior.config.params import Params, ParamsError, Section
-from flowprior.core.io import digest
-
-LISTING = params.ROOT / "tables.yaml"
-
-
-class Table(Section):
-    """Rows that are compared."""
-
-    title: str
-    sets: str = ""
-    """What all rows set, before their own."""
-    rows: dict[str, str] = Field(min_length=1)
-    """Name, and what it sets: `key=value`, separated by spaces."""
-
-
-class Published(Section):
-    """What a paper reports for the rows of a table."""
-
-    source: str
-    columns: list[str]
-    rows: dict[str, str]
-    """Numbers separated by spaces, as many as columns."""
-
-    @model_validator(mode="after")
-    def _as_many_as_columns(self) -> Self:
-        for row, numbers in self.rows.items():
-            if len(numbers.split()) != len(self.columns):
-                raise ValueError(f"{row}: {numbers!r} is not one number for each of {self.columns}")
-        return self
-
-
-class Metric(Section):
-    """A column."""
-
-    metric: str
-    """`stage.name`."""
-    name: str
-    """Its head."""
-    better: Literal["higher", "lower", "zero", "one"]
-    """The best value, or where the best lies."""
-    digits: int = Field(ge=0, le=6)
-
-
-class Claim(Section):
-    """A sentence that the results may bear out.
-
-    The runs of `rows` are compared with those of `against` or with the number `than`; `trend` asks the runs of a
-    whole table, its rows in order.
-    """
-
-    says: str
-    by: str
-    metric: str
-    rows: list[str] = Field(default=[])
-    against: list[str] = Field(default=[])
-    than: float | None = None
-    trend: str | None = None
-    expect: Literal["higher", "lower", "same"]
-
-    @model_validator(mode="after")
-    def _one_question(self) -> Self:
-        asked = (bool(self.against), self.than is not None, self.trend is not None)
-        if sum(asked) != 1 or bool(self.rows) == asked[2]:
-            raise ValueError("a claim has rows with `against` or `than`, or a `trend`")
-        return self
-
-
-class Listing(Section):
-    """The whole file."""
-
-    preset: str
-    """Of every experiment."""
-    seeds: list[int] = Field(min_length=1)
-    tables: dict[str, Table] = Field(min_length=1)
-    paper: dict[str, Published]
-    columns: list[Metric]
-    claims: list[Claim]
-
-    @model_validator(mode="after")
-    def _rows_exist(self) -> Self:
-        for name, published in self.paper.items():
-            if name not in self.tables:
-                raise ValueError(f"paper.{name}: there is no such table")
-            self._check(f"paper.{name}", published.rows, self.tables[name].rows)
-        everywhere = {row for table in self.tables.values() for row in table.rows}
-        for claim in self.claims:
-            self._check(f"claims: {claim.says!r}", [*claim.rows, *claim.against], everywhere)
-            self._check(f"claims: {claim.says!r}", [claim.trend or ""], {*self.tables, ""})
-        return self
-
-    @staticmethod
-    def _check(where: str, names: Iterable[str], known: Iterable[str]) -> None:
-        for name in names:
-            if name not in known:
-                raise ValueError(f"{where} names {name!r}, which no table has")
+PLUGIN = re.compile(rf"{PLUGINS}\.(\w+)\.(\w+):\w+")
+"""How parameters name a user's own code: room and module are its folder and file."""
 
 
 class Experiment(NamedTuple):
     """One run of the pipeline.
 
     Attributes:
-        name: What DVC calls it: the row it is listed for first, and the seed.
-        settings: What is set, for `dvc exp run -S`.
-        key: Hash of all parameters that its stages depend on.
-        resolved: Those parameters, by stage.
+        name: What DVC, results and logs call it: the first row that it stands for, and the seed (`semantic-s0`).
+        preset: Its preset.
+        seed: Its seed.
+        settings: `key=value` as for `dvc exp run -S`, each key once.
+        params: All parameters that a stage's result depends on, by stage; see `Params.tracked`.
+        plugins: Sha256 of the file of each plugin that the parameters name.
     """
 
     name: str
+    preset: str
+    seed: int
     settings: tuple[str, ...]
-    key: str
-    resolved: Mapping[str, Any]
+    params: Mapping[str, Mapping[str, Any]]
+    plugins: Mapping[str, str]
 
 
-class Listed(NamedTuple):
-    """Where an experiment stands; several rows may share one."""
+class Entry(NamedTuple):
+    """A row of a table with a seed, and the experiment that belongs there; several entries may share one."""
 
     table: str
     row: str
@@ -131,75 +47,157 @@ class Listed(NamedTuple):
     experiment: Experiment
 
 
-def read_listing(path: Path = LISTING) -> Listing:
-    """Read and check the file.
+def entries(tables: TablesFile, root: Path) -> list[Entry]:
+    """All rows with all seeds, table by table and, within one, seed by seed, so that what is cut off has whole rows.
 
-    Raises:
-        ParamsError: One line for each mistake.
-    """
-    try:
-        return params.parse_as(Listing, params.read_yaml(path))
-    except ParamsError as error:
-        raise ParamsError(f"{path.name}: {error}") from None
-
-
-def listed(listing: Listing, tree: Mapping[str, Any] | None = None) -> list[Listed]:
-    """All that is listed, table by table; within one, seed by seed, so that what is cut off has whole rows to compare.
+    Rows that lead to the same parameters share the experiment of the first of them.
 
     Args:
-        listing: What to run.
-        tree: What `params.yaml` says; None reads it.
+        tables: The rows.
+        root: The repository, for params.yaml, presets/ and plugins/.
 
     Raises:
         ParamsError: A setting is wrong, or one name would stand for two different experiments.
     """
-    tree = params.read_yaml(params.ROOT / "params.yaml") if tree is None else tree
-    by_key: dict[str, Experiment] = {}
-    found = []
-    for name, table in listing.tables.items():
-        for seed in listing.seeds:
-            for row, setting in table.rows.items():
-                common = (f"preset={listing.preset}", f"seed={seed}", *table.sets.split())
-                settings = (*common, *setting.split())
+    tree = read_yaml(root / "params.yaml")
+    known: list[Experiment] = []
+    listed = []
+    for name, table in tables.tables.items():
+        for seed in tables.seeds:
+            for row, own in table.rows.items():
+                settings = (
+                    f"preset={tables.preset}",
+                    f"seed={seed}",
+                    *table.sets.split(),
+                    *own.split(),
+                )
                 try:
-                    resolved = resolve(settings, tree)
+                    new = experiment(f"{row}-s{seed}", settings, root, tree)
                 except ParamsError as error:
-                    raise ParamsError(f"{LISTING.name}: {name}.{row}: {error}") from None
-                key = digest(resolved)[:12]
-                one = Experiment(f"{row}-s{seed}", settings, key, resolved)
-                found.append(Listed(name, row, seed, by_key.setdefault(key, one)))
-    names = [one.name for one in by_key.values()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ParamsError(f"{LISTING.name}: {twice[0]} stands for two different experiments")
-    return found
+                    raise ParamsError(f"tables.{name}.rows.{row}: {error}") from None
+                same = next((old for old in known if old.params == new.params), None)
+                if same is None:
+                    if any(old.name == new.name for old in known):
+                        raise ParamsError(
+                            f"tables.{name}.rows.{row}: another table has a row {row!r} that sets something else; "
+                            "give one of the two another name"
+                        )
+                    known.append(new)
+                listed.append(Entry(name, row, seed, same or new))
+    return listed
 
 
-def experiments(found: list[Listed]) -> list[Experiment]:
-    """What has to run, each once, in order."""
-    return list({one.experiment.key: one.experiment for one in found}.values())
+def experiments(of: Iterable[Entry]) -> list[Experiment]:
+    """The experiments of entries, each once, in order."""
+    return list({entry.experiment.name: entry.experiment for entry in of}.values())
 
 
-def resolve(settings: tuple[str, ...], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the stages' results depend on, by stage, with the settings in place; see `settle`."""
-    cfg = settle(settings, tree)
-    return {stage: cfg.tracked(stage) for stage in params.SCIENCE}
+def experiment(name: str, settings: Sequence[str], root: Path, tree: object = None) -> Experiment:
+    """An experiment from its settings.
 
-
-def settle(settings: tuple[str, ...], tree: Mapping[str, Any]) -> Params:
-    """The parameters with the settings in place.
+    Args:
+        name: Its name.
+        settings: `key=value`; of a key that is set twice, the last.
+        root: The repository.
+        tree: What params.yaml says; None reads it.
 
     Raises:
-        ParamsError: A setting is no `key=value`, its key does not exist, or the whole is not valid.
+        ParamsError: A setting cannot be read, or the parameters are not valid with it.
     """
-    changed = deepcopy(dict(tree))
+    tree = read_yaml(root / "params.yaml") if tree is None else tree
+    values = parse_settings(settings)
+    params = resolve(root, with_settings(tree, values)).params
+    tracked = {stage: params.tracked(stage) for stage in STAGES}
+    texts = {key: setting.removeprefix("+") for setting in settings for key in [_key(setting)]}
+    return Experiment(
+        name,
+        params.preset,
+        params.seed,
+        tuple(texts.values()),
+        tracked,
+        plugin_digests(tracked, root),
+    )
+
+
+def params_with(settings: Sequence[str], root: Path) -> Params:
+    """The parameters of a repository with settings in place.
+
+    Raises:
+        ParamsError: As of `experiment`.
+    """
+    tree = with_settings(read_yaml(root / "params.yaml"), parse_settings(settings))
+    return resolve(root, tree).params
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted key, read by the grammar of `dvc exp run -S`, which is Hydra's.
+
+    Raises:
+        ParamsError: A setting is no `key=value` with one value.
+    """
+    # Takes half a second to import, which `flowprior --help` need not wait for.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    values = {}
     for setting in settings:
-        path, equals, value = setting.partition("=")
-        *above, last = path.split(".")
-        here: Any = changed
-        for name in above:
-            here = here.get(name) if isinstance(here, dict) else None
-        if not equals or not isinstance(here, dict) or last not in here:
-            raise ParamsError(f"{setting!r} sets nothing that params.yaml has")
-        here[last] = params.read_text(value, repr(setting))
-    return params.parse(changed)
+        expected = "expected key=value with one value, as for dvc exp run -S"
+        try:
+            override = parser.parse_override(setting)
+        except HydraException as error:
+            why = str(error).splitlines()[0]
+            raise ParamsError(f"{setting!r} cannot be read ({why}); {expected}") from None
+        if override.is_sweep_override() or override.is_delete():
+            raise ParamsError(f"{setting!r} sets no value, or several; {expected}")
+        values[_key(setting)] = override.value()
+    return values
+
+
+def with_settings(tree: object, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of params.yaml's tree with values in place; a section that is not there is made."""
+    changed: dict[str, Any] = deepcopy(dict(tree)) if isinstance(tree, Mapping) else {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        here = changed
+        for name in sections:
+            if not isinstance(here.get(name), dict):
+                here[name] = {}
+            here = here[name]
+        here[last] = value
+    return changed
+
+
+def dvc_overrides(settings: Sequence[str], tree: object) -> list[str]:
+    """The settings as `dvc exp run -S` takes them: `+key=value` where params.yaml lacks the key."""
+    return [setting if _has(tree, _key(setting)) else f"+{setting}" for setting in settings]
+
+
+def plugin_digests(params: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, str]:
+    """Sha256 of the file of each plugin that parameters name."""
+    digests = {}
+    for name in sorted(set(plugin_names(params))):
+        room, module = PLUGIN.fullmatch(name).groups()  # type: ignore[union-attr]
+        digests[name] = file_digest(root / PLUGINS / room / f"{module}.py")
+    return digests
+
+
+def plugin_names(value: object) -> Iterator[str]:
+    """The plugins that a value or any value within it names."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from plugin_names(inner)
+    elif isinstance(value, str) and PLUGIN.fullmatch(value):
+        yield value
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].removeprefix("+")
+
+
+def _has(tree: object, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True

@@ -1,164 +1,127 @@
-"""Results of experiments: one small JSON each under `metrics/experiments/`, taken from DVC's commit of the experiment.
+"""Results of experiments: one file each, `metrics/experiments/<name>.json`, compared by what made them, not by hashes.
 
-A result says by what parameters, code and machine it was made. It is found by its key, the hash of
-the parameters; one that other code made than a commit's is told by `older_stages`.
+A result holds all parameters and versions of the stages. It is old where these differ from what would be run today,
+which an edit of code that leaves behaviour as it is does not change (see `flowprior.config.versions`).
 """
 
+import ast
 import base64
 import csv
-import io
-import json
-import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from flowprior.config import params
-from flowprior.core.io import ArtifactError, digest, read_json, write_json
-from flowprior.experiments.listing import Experiment, resolve
+from flowprior.config.presets import resolve
+from flowprior.config.schema import STAGES
+from flowprior.config.versions import VERSIONS, without_neutral
+from flowprior.core.io import ArtifactError, read_json, write_json
+from flowprior.experiments.listing import Experiment, plugin_digests, plugin_names
 
 FOLDER = Path("metrics/experiments")
-SCHEMA = 1
+SCHEMA = 2
 CURVES = ("alignment",)
+"""Files of metrics/curves/ that results keep."""
 SHEETS = ("samples", "reconstructions")
+"""Files of metrics/sheets/ that results keep."""
+COSTS = Path("metrics/costs")
+"""What stages write beside their metrics where they run; a stage that came from DVC's cache writes nothing."""
 
 
 class Result(NamedTuple):
-    """What an experiment gave.
+    """What an experiment gave, and what made it.
 
     Attributes:
-        key: Hash of its parameters.
-        name: As DVC calls it.
+        name: The experiment's name.
+        preset: Its preset.
         seed: Its seed.
-        preset: Of its sizes.
-        settings: What it sets.
-        code: Hash of the code of every stage.
-        machine: What it ran on; empty where that is not known, or nothing ran.
-        ran: Stages that ran there; the others came from the cache, whatever machine filled it.
-        metrics: Of every stage, by `stage.name`.
+        settings: What it sets, `key=value`.
+        params: All parameters, by stage.
+        versions: Version of each stage's behaviour.
+        plugins: Sha256 of the file of each plugin that the parameters name.
+        commit: The git commit that it started from; empty where that is not known.
+        machine: What it ran on (see `ops.machine`); empty where that is not known, or no stage ran.
+        ran: Stages that ran there; the others came from DVC's cache, whatever machine filled it.
+        metrics: Of every stage, by `stage.name`: functions of inputs, parameters and kind of machine.
+        costs: Seconds, rates and memory of the stages that ran, by `stage.name`.
         curves: Tables over training, by name: columns by name.
         sheets: PNGs by name.
     """
 
-    key: str
     name: str
-    seed: int
     preset: str
-    settings: tuple[str, ...]
-    code: Mapping[str, str]
+    seed: int
+    settings: Sequence[str]
+    params: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, int]
+    plugins: Mapping[str, str]
+    commit: str
     machine: Mapping[str, Any]
     ran: Sequence[str]
     metrics: Mapping[str, Any]
+    costs: Mapping[str, float]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
     sheets: Mapping[str, bytes]
 
 
-def git(root: Path, *command: str) -> bytes:
-    """What git prints.
+def outdated_stages(result: Result, experiment: Experiment) -> list[str]:
+    """Stages whose outcome would be another today, in order.
+
+    Those whose version, parameters or plugins differ, and all that follow one of them: every stage reads what the one
+    before it wrote. A parameter that one side lacks counts as its neutral value.
+    """
+    for number, stage in enumerate(STAGES):
+        then, now = result.params.get(stage, {}), experiment.params[stage]
+        if (
+            result.versions.get(stage) != VERSIONS[stage]
+            or without_neutral(then) != without_neutral(now)
+            or any(result.plugins.get(p) != experiment.plugins[p] for p in plugin_names(now))
+        ):
+            return list(STAGES)[number:]
+    return []
+
+
+def read_workspace(root: Path, experiment: Experiment, commit: str) -> Result:
+    """The result of an experiment from the files of the folder in which it ran, or of DVC's commit of it.
+
+    Args:
+        root: The folder.
+        experiment: What should have run there.
+        commit: What it started from.
 
     Raises:
-        RuntimeError: It failed; with what it said.
+        ArtifactError: A file is missing or damaged, or something else than the experiment was run there.
+        ParamsError: The parameters there are not valid.
     """
-    done = subprocess.run(["git", *command], cwd=root, capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"git {command[0]}: {done.stderr.decode().strip()}")
-    return done.stdout
-
-
-def code_of(root: Path, revision: str) -> dict[str, str]:
-    """Hash of the code of every stage at a commit: of the files that dvc.yaml names there, but for data."""
-    stages = yaml.safe_load(git(root, "show", f"{revision}:dvc.yaml"))["stages"]
-    listing = git(root, "ls-tree", "-r", "-z", revision, "src", "stages").decode()
-    blobs = {}
-    for line in filter(None, listing.split("\0")):
-        facts, path = line.split("\t", 1)
-        blobs[path] = facts.split()[2]
-    found = {}
-    for stage in params.SCIENCE:
-        facts = stages[stage]
-        deps = tuple(dep for dep in facts["deps"] if not dep.startswith("data/"))
-        mine = {
-            p: blob
-            for p, blob in blobs.items()
-            if p in deps or p.startswith(tuple(f"{d}/" for d in deps))
-        }
-        found[stage] = digest([facts["cmd"], mine])[:12]
-    return found
-
-
-def dvc_experiments(root: Path) -> dict[str, str]:
-    """Commit of every DVC experiment of this repository, by name; the newest of a name."""
-    order = "--sort=creatordate"
-    lines = git(
-        root, "for-each-ref", order, "--format=%(objectname) %(refname)", "refs/exps"
-    ).decode()
-    found = {}
-    for line in lines.splitlines():
-        revision, ref = line.split(" ", 1)
-        parts = re.fullmatch(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)", ref)
-        if parts:
-            found[parts[1]] = revision
-    return found
-
-
-def taken_from(
-    root: Path,
-    revision: str,
-    one: Experiment,
-    machine: Mapping[str, Any] | None = None,
-    ran: Sequence[str] = (),
-) -> Result:
-    """The result of an experiment from DVC's commit of it, and where it ran, if that is known and any stage did.
-
-    Raises:
-        ArtifactError: The commit lacks a metrics file or picture, or other parameters made it.
-    """
-
-    def blob(path: str) -> bytes:
-        try:
-            return git(root, "show", f"{revision}:{path}")
-        except RuntimeError as error:
-            raise ArtifactError(f"experiment {one.name}: {error}") from None
-
-    made_with = resolved_at(root, revision)
-    if digest(made_with)[:12] != one.key:
-        raise ArtifactError(f"experiment {one.name} of DVC was made with other parameters")
-    metrics = {
-        f"{stage}.{name}": value
-        for stage in one.resolved
-        for name, value in json.loads(blob(f"metrics/{stage}.json")).items()
-    }
-    curves = {}
-    for name in CURVES:
-        rows = list(csv.DictReader(io.StringIO(blob(f"metrics/curves/{name}.csv").decode())))
-        curves[name] = {k: [float(row[k]) for row in rows] for k in (rows[0] if rows else ())}
-    return Result(
-        key=one.key,
-        name=one.name,
-        seed=made_with["train_ae"]["seed"],
-        preset=one.settings[0].partition("=")[2],
-        settings=one.settings,
-        code=code_of(root, revision),
-        machine=dict(machine or {}) if ran else {},
-        ran=list(ran),
-        metrics=metrics,
-        curves=curves,
-        sheets={name: blob(f"metrics/sheets/{name}.png") for name in SHEETS},
+    params = resolve(root).params
+    tracked = {stage: params.tracked(stage) for stage in STAGES}
+    costs, machine, ran = _read_costs(root)
+    result = Result(
+        name=experiment.name,
+        preset=params.preset,
+        seed=params.seed,
+        settings=experiment.settings,
+        params=tracked,
+        versions=_read_versions(root),
+        plugins=plugin_digests(tracked, root),
+        commit=commit,
+        machine=machine,
+        ran=ran,
+        metrics=_by_stage({s: read_json(root / f"metrics/{s}.json") for s in STAGES}),
+        costs=costs,
+        curves={name: _read_curve(root / f"metrics/curves/{name}.csv") for name in CURVES},
+        sheets={name: _read_bytes(root / f"metrics/sheets/{name}.png") for name in SHEETS},
     )
-
-
-def resolved_at(root: Path, revision: str) -> dict[str, Any]:
-    """What the stages' results depend on at a commit."""
-    where = f"{revision}:params.yaml"
-    return resolve((), params.read_text(git(root, "show", where).decode(), where))
+    if outdated := outdated_stages(result, experiment):
+        raise ArtifactError(
+            f"{experiment.name}: what ran there has other parameters, versions or plugins than what was to run, "
+            f"from {outdated[0]} on"
+        )
+    return result
 
 
 def save(root: Path, result: Result) -> Path:
-    """Write a result into the repository; where it is."""
-    path = root / FOLDER / f"{result.key}.json"
+    """Write a result into the repository; returns its file."""
+    path = root / FOLDER / f"{result.name}.json"
     sheets = {name: base64.b64encode(png).decode() for name, png in result.sheets.items()}
     write_json(path, {"schema": SCHEMA, **result._asdict(), "sheets": sheets})
     return path
@@ -168,27 +131,32 @@ def load(path: Path) -> Result:
     """Read a result.
 
     Raises:
-        ArtifactError: The file is absent, damaged, of another version or under another name than its key.
+        ArtifactError: The file is absent, damaged, of another schema, or under another name than its own.
     """
     kept = read_json(path)
-    if not isinstance(kept, dict) or kept.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} is no result of schema {SCHEMA}")
+    schema = kept.get("schema") if isinstance(kept, dict) else None
+    if schema != SCHEMA:
+        raise ArtifactError(f"{path} is no result: expected schema {SCHEMA}, found {schema}")
     if missing := set(Result._fields) - set(kept):
-        raise ArtifactError(f"{path} lacks {', '.join(sorted(missing))}")
-    if kept["key"] != path.stem:
-        raise ArtifactError(f"{path} holds the result of {kept['key']}")
+        raise ArtifactError(
+            f"{path} lacks {', '.join(sorted(missing))}; delete it, and it is made anew"
+        )
+    if kept["name"] != path.stem:
+        raise ArtifactError(
+            f"{path} holds the result of {kept['name']}; rename it to {kept['name']}.json"
+        )
     fields = {name: kept[name] for name in Result._fields}
     try:
-        fields["sheets"] = {
-            k: base64.b64decode(v, validate=True) for k, v in kept["sheets"].items()
+        sheets = {
+            name: base64.b64decode(text, validate=True) for name, text in kept["sheets"].items()
         }
-        return Result(**fields | {"settings": tuple(kept["settings"])})
+        return Result(**fields | {"sheets": sheets, "settings": tuple(kept["settings"])})
     except (AttributeError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from None
+        raise ArtifactError(f"{path} is damaged: {error}; delete it, and it is made anew") from None
 
 
 def load_all(root: Path) -> dict[str, Result]:
-    """All results of the repository, by key.
+    """All results of the repository, by name.
 
     Raises:
         ArtifactError: One cannot be read.
@@ -196,6 +164,41 @@ def load_all(root: Path) -> dict[str, Result]:
     return {path.stem: load(path) for path in sorted((root / FOLDER).glob("*.json"))}
 
 
-def older_stages(result: Result, code: Mapping[str, str]) -> list[str]:
-    """Stages that other code than the given made."""
-    return [stage for stage, now in code.items() if result.code.get(stage) != now]
+def _read_versions(root: Path) -> dict[str, int]:
+    """Versions of the stages in the source code of a folder, which need not be the code that is running."""
+    path = root / "src/flowprior/config/versions.py"
+    for node in ast.parse(_read_bytes(path)).body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "VERSIONS"
+            and node.value
+        ):
+            versions: dict[str, int] = ast.literal_eval(node.value)
+            return versions
+    raise ArtifactError(f"{path} has no VERSIONS")
+
+
+def _read_costs(root: Path) -> tuple[dict[str, float], dict[str, Any], list[str]]:
+    """Costs by `stage.name`, the machine, and the stages that ran; all empty where nothing did."""
+    files = {stage: root / COSTS / f"{stage}.json" for stage in STAGES}
+    kept = {stage: read_json(path) for stage, path in files.items() if path.is_file()}
+    machine: dict[str, Any] = {}
+    for costs in kept.values():
+        machine = costs.pop("machine", machine)
+    return _by_stage(kept), machine, list(kept)
+
+
+def _by_stage(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{stage}.{name}": x for stage, inner in values.items() for name, x in inner.items()}
+
+
+def _read_curve(path: Path) -> dict[str, list[float]]:
+    rows = list(csv.DictReader(_read_bytes(path).decode().splitlines()))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None

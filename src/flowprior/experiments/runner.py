@@ -1,227 +1,282 @@
-"""Experiments at work: each a DVC of its own in a temporary copy of the tree, several at a time."""
+"""Workers: clones of the repository in which plain DVC runs one experiment after another.
 
+A clone shares the repository's DVC cache, and with it the run cache; checkpoints and tracking go to the repository
+itself. What comes of an experiment is pushed there as a DVC experiment, and read from the clone's files.
+"""
+
+import fcntl
 import os
-import re
+import shutil
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from queue import Empty, Queue
-from typing import Any, NamedTuple
+from typing import IO
 
-from flowprior.config import params
-from flowprior.experiments.listing import Experiment
-from flowprior.experiments.results import dvc_experiments, save, taken_from
+from flowprior.config.yaml12 import read_yaml
+from flowprior.experiments.git import GitError, git
+from flowprior.experiments.listing import Experiment, dvc_overrides
+from flowprior.experiments.one_gpu import visible_gpus
+from flowprior.experiments.results import COSTS, Result, read_workspace
 
 LOGS = Path(".ckpt/tables")
-STARTED = "'extract_features'"
-"""DVC names the first stage when its copy of the tree is made, and another experiment may start."""
-PATIENCE = 120
-"""Seconds that an experiment may take to come so far."""
-ENDING = "'sample_eval'"
-"""A DVC that is about to leave also runs what another has just put into the repository's queue. That is made rare:
-none starts while another has come to this stage, near the end."""
-BEGINS = re.compile(r"^Reproducing experiment '", re.MULTILINE)
-"""How DVC says which experiment it turns to."""
-BUSY = re.compile(r"Unable to acquire|[Ll]ock(Error|ed)|is busy")
-"""How DVC says that another DVC is at work in the repository."""
-TRIES = 5
-RAN = re.compile(r"^Running stage '(\w+)':", re.MULTILINE)
+WORKERS = Path(".ckpt/workers")
+PATIENCE = ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5))
+"""How an experiment is ended: signals, and the seconds that each has to work."""
 
 
-class Running(NamedTuple):
-    """An attempt at an experiment: the DVC at work on it, its log, and where in the log it begins."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    start: int
-
-    def said(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_bytes()[self.start :].decode(errors="replace")
-
-    def said_of_its_own(self) -> str:
-        """Without what it printed of experiments that it took from others at its end."""
-        text = self.said()
-        begins = [found.start() for found in BEGINS.finditer(text)]
-        return text[: begins[1]] if len(begins) > 1 else text
-
-    def wait_for_start(self) -> None:
-        """Until another may start, or this one has ended or takes too long."""
-        until = time.monotonic() + PATIENCE
-        while self.process.poll() is None and time.monotonic() < until:
-            if STARTED in self.said():
-                return
-            time.sleep(0.2)
-
-    @property
-    def leaves(self) -> bool:
-        """Whether it is near its end."""
-        return self.process.poll() is None and ENDING in self.said()
+class ExperimentError(RuntimeError):
+    """An experiment could not be run, or failed; one line that says why and what to look at."""
 
 
-class Campaign:
-    """Runs experiments, several at a time, each a DVC of its own.
+class StoppedError(ExperimentError):
+    """An experiment was ended because everything is."""
+
+
+class Worker:
+    """A clone of a repository in which experiments run, one after another; a context manager that removes it.
+
+    A clone that a killed process left behind is removed by the next worker, unless its DVC is still running.
 
     Args:
         root: The repository.
-        workers: Experiments at a time.
-        machine: What they run on, for the results.
+        commit: What experiments start from.
+        cache: The repository's DVC cache, see `cache_folder`.
+        share: How many workers the machine has, which share its cores and GPUs.
+
+    Attributes:
+        number: Of the worker, from 0.
+        folder: The clone.
+        is_stopping: Whether `stop` was called.
     """
 
-    def __init__(self, root: Path, workers: int, machine: Mapping[str, Any]) -> None:
-        self.root = root
-        self.workers = workers
-        self.machine = machine
-        self.failed: list[str] = []
-        self.done = 0
-        self._starting = threading.RLock()
-        self._stop = threading.Event()
-        self._running: dict[str, Running] = {}
+    def __init__(self, root: Path, commit: str, cache: str, share: int = 1) -> None:
+        self.root = root.resolve()
+        self.commit = commit
+        self.number, self._lock = _free_number(self.root)
+        self.folder = self.root / WORKERS / str(self.number)
+        self._cache = cache
+        self._environment = environment(self.root, self.number, share)
+        self._ready = False
+        self.is_stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, todo: Sequence[Experiment]) -> None:
-        """Run all; returns when they have ended, or were stopped."""
-        waiting: Queue[Experiment] = Queue()
-        for one in todo:
-            waiting.put(one)
-        self._total = len(todo)
-        threads = [
-            threading.Thread(target=self._work, args=(waiting, number))
-            for number in range(self.workers)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.5)
-        except KeyboardInterrupt:
-            print("stopping: the experiments that run go on from their checkpoints next time")
-            self._stop.set()
-            for one in list(self._running.values()):
-                _kill(one.process)
-            for thread in threads:
-                thread.join()
-            raise
+    def __enter__(self) -> "Worker":
+        return self
 
-    def _work(self, waiting: "Queue[Experiment]", number: int) -> None:
-        while not self._stop.is_set():
-            try:
-                one = waiting.get_nowait()
-            except Empty:
-                return
-            began = time.monotonic()
-            try:
-                said = self._run(one, number)
-            except Exception as error:  # whatever it is, the others go on
-                said = f"{type(error).__name__}: {error}"
-            if self._stop.is_set():
-                return
-            took = f"{(time.monotonic() - began) / 60:.1f} min"
-            if said:
-                self.failed.append(one.name)
-                print(f"{one.name}: FAILED after {took}: {said}", flush=True)
-            else:
-                self.done += 1
-                print(f"{one.name}: {took}, {self.done} of {self._total}", flush=True)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def _run(self, one: Experiment, number: int) -> str:
-        """Run one and keep its result; what went wrong, if anything."""
-        log = self.root / LOGS / f"{one.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(TRIES):
-            running = self._start(one, number, log, again=attempt > 0)
-            if running is None:
-                return "stopped" if self._stop.is_set() else ""
-            status = running.process.wait()
-            del self._running[one.name]
-            if self._keep(one, RAN.findall(running.said_of_its_own())):
-                return ""
-            text = running.said()
-            lost = status == 0  # out of DVC's queue, to another DVC
-            last_try = attempt == TRIES - 1
-            if self._stop.is_set() or last_try or not (lost or BUSY.search(text)):
-                break
-            time.sleep(2 + 3 * attempt)
-        last = [line for line in text.splitlines() if line.strip()][-1:] or ["no output"]
-        said = "no experiment of DVC came of it" if lost else last[0][:300]
-        return f"exit {status}, see {LOGS / log.name}: {said}"
+    def close(self) -> None:
+        """Remove the clone."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
-    def _start(self, one: Experiment, number: int, log: Path, again: bool) -> Running | None:
-        """Begin an attempt, or None where that is not wanted: all is stopped, or another DVC has made it meanwhile."""
-        with self._starting:
-            self._wait_for_those_that_leave()
-            if self._stop.is_set() or (again and self._keep(one)):
-                return None
-            if one.name in dvc_experiments(self.root):
-                self._dvc("exp", "remove", one.name)
-            command = ["dvc", "exp", "run", "--temp", "--name", one.name]
-            command += [part for setting in one.settings for part in ("-S", setting)]
-            before = log.stat().st_size if again else 0
-            with log.open("ab" if again else "wb") as file:
-                process = subprocess.Popen(
-                    command,
-                    cwd=self.root,
-                    env=environment(number, self.workers),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            running = self._running[one.name] = Running(process, log, before)
-            if self._stop.is_set():
-                _kill(process)
-            running.wait_for_start()
-            return running
+    def run(self, experiment: Experiment, lock: IO[str] | None = None) -> Result:
+        """Run an experiment, push it to the repository, and return its result.
 
-    def _keep(self, one: Experiment, ran: Sequence[str] = ()) -> bool:
-        """Keep the result of what DVC has made of an experiment, if anything, by the stages that ran for it here."""
-        revision = dvc_experiments(self.root).get(one.name)
-        if revision is None:
-            return False
-        stages = [stage for stage in params.SCIENCE if stage in ran]
-        result = taken_from(self.root, revision, one, self.machine, stages)
-        with self._starting:  # a DVC that starts resets what git has of the tree
-            save(self.root, result)
-        return True
+        Args:
+            experiment: What to run.
+            lock: A locked file that the processes that run keep locked, even when this one is killed.
 
-    def _wait_for_those_that_leave(self) -> None:
-        while not self._stop.is_set() and any(one.leaves for one in list(self._running.values())):
-            time.sleep(0.2)
+        Raises:
+            StoppedError: `stop` was called meanwhile.
+            ExperimentError: DVC failed; the message names the log.
+            ArtifactError: DVC ended well, but a file that it should have written is missing or is not right.
+            GitError: The repository cannot be cloned.
+        """
+        path = self.root / LOGS / f"{experiment.name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep = [self._lock.fileno(), *([lock.fileno()] if lock else [])]
+        with path.open("wb") as log:
+            if not self._ready:
+                self._clone()
+            self._ready = False
+            self._reset()
+            settings = dvc_overrides(experiment.settings, read_yaml(self.folder / "params.yaml"))
+            run = ["exp", "run", "--name", experiment.name]
+            self._dvc(
+                [*run, *(part for setting in settings for part in ("-S", setting))], log, keep
+            )
+            self._dvc(
+                ["exp", "push", "--force", "--no-cache", "origin", experiment.name], log, keep
+            )
+        result = read_workspace(self.folder, experiment, self.commit)
+        self._ready = True
+        return result
 
-    def _dvc(self, *command: str) -> None:
-        done = subprocess.run(["dvc", *command], cwd=self.root, capture_output=True, check=False)
+    def stop(self) -> None:
+        """End what runs, from another thread; `run` raises `StoppedError` there, and next time goes on from checkpoints."""
+        self.is_stopping = True
+        process = self._process
+        if process is not None:
+            end(process)
+
+    def _clone(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        git(self.root, "clone", "--quiet", str(self.root), str(self.folder))
+        for key, default in (("user.name", "flowprior"), ("user.email", "flowprior@localhost")):
+            value = default
+            with suppress(GitError):  # DVC makes commits, whoever the user is
+                value = git(self.root, "config", key)
+            git(self.folder, "config", key, value)
+        local = self.root / ".dvc/config.local"
+        if local.is_file():
+            shutil.copy(local, self.folder / ".dvc/config.local")
+        command = ["dvc", "config", "--local", "cache.dir", self._cache]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise RuntimeError(f"dvc {command[0]}: {done.stderr.decode().strip()}")
+            raise ExperimentError(
+                f"{' '.join(command)} in {self.folder}: {_last_line(done.stderr)}"
+            )
 
+    def _reset(self) -> None:
+        """The commit's files, nothing of the experiment before; stages' outputs stay, DVC replaces what differs."""
+        git(
+            self.folder,
+            "switch",
+            "--quiet",
+            "--discard-changes",
+            "--force-create",
+            "worker",
+            self.commit,
+        )
+        git(self.folder, "clean", "--quiet", "-d", "--force")
+        listed = git(self.folder, "for-each-ref", "--format=delete %(refname)", "refs/exps")
+        git(self.folder, "update-ref", "--stdin", stdin=listed.encode() + b"\n" if listed else b"")
+        shutil.rmtree(self.folder / COSTS, ignore_errors=True)
 
-def environment(number: int, workers: int) -> dict[str, str]:
-    """Of a worker's processes: its share of the cores, and a GPU of its own where there are several."""
-    found = dict(os.environ)
-    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus()))))
-    gpus = [name for name in named.split(",") if name]
-    if workers > 1 and gpus:
-        found["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return found
-
-
-def num_gpus() -> int:
-    """That torch sees."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End an experiment and all that it started."""
-    for number in (signal.SIGINT, signal.SIGKILL):
+    def _dvc(self, command: Sequence[str], log: IO[bytes], keep: Sequence[int]) -> None:
+        log.write(f"$ dvc {' '.join(command)}\n".encode())
+        log.flush()
+        process = self._process = subprocess.Popen(
+            ["dvc", *command],
+            cwd=self.folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=keep,
+        )
         try:
+            if self.is_stopping:
+                end(process)
+            status = process.wait()
+        finally:
+            if process.poll() != 0:
+                end(process)  # and what a killed DVC left running
+            self._process = None
+        if self.is_stopping:
+            raise StoppedError("stopped")
+        if status:
+            name = Path(log.name)
+            last = _last_line(name.read_text(errors="replace"))
+            raise ExperimentError(
+                f"exit status {status}, see {name.relative_to(self.root)}: {last}"
+            )
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """Take an exclusive lock on a file; None where another process has it. Closing the file gives it back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _free_number(root: Path) -> tuple[int, IO[str]]:
+    """The first number that no worker has, and the lock that keeps it."""
+    return next(
+        (number, lock)
+        for number in count()
+        if (lock := try_lock(root / WORKERS / f"{number}.lock")) is not None
+    )
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove the clones of workers that were killed, but for those whose DVC is still running."""
+    for folder in (root / WORKERS).glob("*/"):
+        if (lock := try_lock(folder.with_name(f"{folder.name}.lock"))) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+
+def cache_folder(root: Path) -> str:
+    """The folder of the repository's DVC cache.
+
+    Raises:
+        ExperimentError: There is no DVC, or no repository of it.
+    """
+    try:
+        done = subprocess.run(
+            ["dvc", "cache", "dir"],
+            cwd=root,
+            env=tools(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise ExperimentError("there is no command dvc; install it with pip install dvc") from None
+    if done.returncode:
+        raise ExperimentError(f"dvc cache dir in {root}: {_last_line(done.stderr)}")
+    return done.stdout.strip()
+
+
+def tools() -> dict[str, str]:
+    """The environment in which `python` and `dvc` are those beside the Python that runs this."""
+    variables = dict(os.environ)
+    folder = Path(sys.executable).parent
+    python = shutil.which("python")
+    if python is None or Path(python).parent != folder:
+        variables["PATH"] = os.pathsep.join([str(folder), variables.get("PATH", os.defpath)])
+    return variables
+
+
+def environment(root: Path, number: int, share: int) -> dict[str, str]:
+    """The environment of a worker's processes: its share of the cores, and a GPU of its own where there are several.
+
+    Args:
+        root: Where checkpoints and tracking go, unless `FLOWPRIOR_HOME` says otherwise already.
+        number: Of the worker.
+        share: Number of workers.
+    """
+    variables = {"FLOWPRIOR_HOME": str(root)} | tools()
+    variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // share)))
+    if share > 1 and (gpus := visible_gpus()):
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return variables
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and all that it started: politely first."""
+    for number, seconds in PATIENCE:
+        if process.poll() is not None:
+            break
+        if number == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            continue  # what this process ignored from the start, the others ignore as well
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
+            process.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no output"

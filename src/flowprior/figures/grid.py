@@ -1,7 +1,7 @@
-"""Contact sheets: a row of images for each class, as small PNGs that can be compared across experiments.
+"""The image grid: images row by row or class by class on a grey page, as an array, a picture or a small PNG.
 
-Which images is fixed: the first of each class. Nothing is drawn but pixels, so that a page can scale
-and label them.
+Contact sheets of experiments show the same images (the first of each class) everywhere, and nothing but pixels,
+so that a page can scale and label them.
 """
 
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-NUM_ROWS = 10
+MAX_CLASSES = 10
 LARGEST = 64
-"""Pixels along a side of an image on a sheet; larger ones are shrunk."""
+"""Pixels along a side of an image on a contact sheet; larger ones are shrunk."""
 GREY = 160
 
 
 def first_of_each(labels: Tensor, columns: int) -> Tensor:
-    """Rows of the first few images of the first ten classes, ascending."""
-    rows = [(labels == label).nonzero()[:columns, 0] for label in range(NUM_ROWS)]
+    """Indices of the first few images of each of the first `MAX_CLASSES` classes, ascending."""
+    rows = [(labels == label).nonzero()[:columns, 0] for label in range(MAX_CLASSES)]
     return torch.cat(rows).sort().values
 
 
 def pick(pieces: Iterable[Tensor], rows: Tensor) -> Tensor:
-    """Images by ascending rows out of pieces that come in order; none is asked for behind the last."""
+    """Images at ascending indices out of batches that come in order; no batch behind the last one is asked for."""
     picked = []
     start = 0
     for piece in pieces:
@@ -37,38 +37,48 @@ def pick(pieces: Iterable[Tensor], rows: Tensor) -> Tensor:
     return torch.cat(picked)
 
 
+def by_row(images: Tensor, columns: int) -> NDArray[np.uint8]:
+    """Images [n, c, h, w] in bytes as [rows, columns, h, w, c], row by row; grey behind the last, a row at least."""
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    rows = max(1, -(-len(pixels) // columns))
+    grid = np.full((rows * columns, *pixels.shape[1:]), GREY, dtype=np.uint8)
+    grid[: len(pixels)] = pixels
+    return grid.reshape(rows, columns, *pixels.shape[1:])
+
+
 def by_class(images: Tensor, labels: Tensor, columns: int) -> NDArray[np.uint8]:
-    """Images [n, c, h, w] by class, [classes, columns, h, w, c]; grey where there are too few.
+    """Images [n, c, h, w] in bytes as [classes, columns, h, w, c]: a row for a class, grey where it has too few.
 
-    Args:
-        images: In bytes.
-        labels: Of them; classes from `NUM_ROWS` on are left out.
-        columns: Of a row.
+    Classes from `MAX_CLASSES` on are left out.
     """
-    pages = images.permute(0, 2, 3, 1).numpy()
-    num_rows = min(NUM_ROWS, int(labels.max()) + 1)
-    grid = np.full((num_rows, columns, *pages.shape[1:]), GREY, dtype=np.uint8)
-    for label in range(num_rows):
-        chosen = pages[(labels == label).numpy()][:columns]
-        grid[label, : len(chosen)] = chosen
-    return grid
+    classes = range(min(MAX_CLASSES, int(labels.max()) + 1))
+    return np.concatenate([by_row(images[labels == one][:columns], columns) for one in classes])
 
 
-def tile(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, h, w, c] as one picture with grey lines between the images; [h, w] where there is one channel."""
-    rows, columns, h, w, c = images.shape
-    page = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, c), GREY, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (h + 1) + 1, column * (w + 1) + 1
-            page[top : top + h, left : left + w] = images[row, column]
+def tile(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[rows, columns, h, w, c] as one page, a grey pixel around each image; [height, width] where there is one channel."""
+    rows, columns, h, w, c = grid.shape
+    edged = np.pad(grid, ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0)), constant_values=GREY)
+    page = edged.swapaxes(1, 2).reshape(rows * (h + 1), columns * (w + 1), c)
+    page = np.pad(page, ((0, 1), (0, 1), (0, 0)), constant_values=GREY)
     return page[..., 0] if c == 1 else page
 
 
-def save_sheet(images: NDArray[np.uint8], path: Path) -> None:
-    """Write a sheet as PNG, a pixel for a pixel up to `LARGEST` along an image's side."""
-    page = Image.fromarray(tile(images))
-    longest = max(images.shape[2:4])
+def picture(grid: NDArray[np.uint8], smallest: int = 1) -> Image.Image:
+    """A grid [rows, columns, h, w, c] as a picture.
+
+    Args:
+        grid: In bytes.
+        smallest: Images of a smaller width are enlarged, by a whole factor, to no more than it.
+    """
+    zoom = max(1, smallest // grid.shape[3])
+    return Image.fromarray(tile(grid.repeat(zoom, 2).repeat(zoom, 3)))
+
+
+def save_sheet(grid: NDArray[np.uint8], path: Path) -> None:
+    """Write a contact sheet as PNG, a pixel for a pixel up to `LARGEST` along an image's side."""
+    page = picture(grid)
+    longest = max(grid.shape[2:4])
     if longest > LARGEST:
         share = LARGEST / longest
         page = page.resize((round(page.width * share), round(page.height * share)), Image.BOX)

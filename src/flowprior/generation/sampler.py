@@ -5,18 +5,19 @@ from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowprior.autoencoder.vit import Autoencoder, autoencoder_from
+from flowprior.autoencoder.registry import autoencoder_from
+from flowprior.autoencoder.vit import Autoencoder
 from flowprior.core.trained import load_trained
-from flowprior.evaluation.reconstruction import to_uint8
 from flowprior.flow.ode import Solver
-from flowprior.generation.cuda_graphs import Replayed
-from flowprior.mar.model import MAR, GuidanceSchedule, MARShape
+from flowprior.generators.protocol import Generator, GuidanceSchedule
+from flowprior.generators.registry import generator_from
+from flowprior.images.pixels import to_uint8
 
 
 class Sampler:
-    """MAR's tokens, scaled back and decoded.
+    """A generator's tokens, scaled back and decoded.
 
     Attributes:
         inputs: Digests of the two artifacts.
@@ -28,7 +29,7 @@ class Sampler:
         data: The folder with `autoencoder` and `mar`.
         device: Where to compute.
         precision: `fp32`, or `bf16` autocast.
-        compile: Whether MAR's blocks and head run through `torch.compile`.
+        compile: Whether the generator runs through `torch.compile`.
     """
 
     def __init__(
@@ -40,21 +41,20 @@ class Sampler:
     ) -> None:
         where = data / "autoencoder", data / "mar"
         autoencoder = load_trained(where[0], "autoencoder", "the stage `train_ae`")
-        mar = load_trained(where[1], "mar", "the stage `train_mar`")
-        shape = MARShape(**mar.config["shape"])
-        self.inputs = {"autoencoder": autoencoder.digest, "mar": mar.digest}
+        generator = load_trained(where[1], "generator", "the stage `train_mar`")
+        self.inputs = {"autoencoder": autoencoder.digest, "generator": generator.digest}
         self.images = {
             name: value for name, value in autoencoder.inputs.items() if name.endswith("images")
         }
-        self.num_classes = shape.num_classes
-        self.num_tokens = shape.num_tokens
+        self.num_classes = int(generator.config["latents"]["num_classes"])
+        self.num_tokens = int(generator.config["latents"]["num_tokens"])
         self._device = device
         self._precision = precision
         self._autoencoder: Autoencoder = autoencoder.build(autoencoder_from, where[0]).to(device)
-        trained = mar.build(lambda config: MAR(MARShape(**config["shape"])), where[1]).to(device)
-        self._mar = quickened(trained, precision, compile)
-        self._mean = torch.tensor(mar.config["latents_mean"], device=device)
-        self._std = float(mar.config["latents_std"])
+        trained: Generator = generator.build(generator_from, where[1]).to(device)
+        self._generator = trained.ready_to_sample(precision, compile)
+        self._mean = torch.tensor(generator.config["latents_mean"], device=device)
+        self._std = float(generator.config["latents_std"])
 
     @torch.no_grad()
     def __call__(
@@ -72,10 +72,10 @@ class Sampler:
         guidance_interval: tuple[float | int, float | int] = (0.0, 1.0),
         temperature: float | int = 1.0,
     ) -> UInt8[Tensor, "b c h w"]:
-        """Images, one for each label; equal generators draw equal noise at every scale. See `MAR.sample`."""
+        """Images, one for each label; equal generators draw equal noise at every scale. See `flowprior.mar.model.MAR.sample`."""
         bf16 = self._precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            tokens = self._mar.sample(
+            tokens = self._generator.sample(
                 labels.to(self._device),
                 generator,
                 num_iterations=num_iterations,
@@ -90,26 +90,3 @@ class Sampler:
             )
             images = self._autoencoder.decode(tokens * self._std + self._mean)
         return to_uint8(images.float())
-
-
-def quickened(mar: MAR, precision: Literal["fp32", "bf16"], compile: bool = False) -> MAR:
-    """Make a trained model ready to sample, in place: the same tokens, sooner.
-
-    On a GPU the head's steps are replayed as CUDA graphs (see `Replayed`).
-
-    Args:
-        mar: On the device where it will sample, its parameters frozen.
-        precision: With `bf16` the weights of linear maps are cast once, not by autocast at every call; sampling still
-            has to run under autocast.
-        compile: Whether its blocks and head run through `torch.compile`, which takes some seconds at first calls and
-            adds up in another order.
-    """
-    if precision == "bf16":
-        for module in mar.modules():
-            if isinstance(module, nn.Linear):
-                module.to(torch.bfloat16)
-    if compile:
-        for block in [*mar.encoder, *mar.decoder, mar.head]:
-            block.compile()
-    mar.set_submodule("head", Replayed(mar.head))
-    return mar

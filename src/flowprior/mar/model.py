@@ -4,10 +4,9 @@ Tokens are revealed in a random order. A transformer encodes the visible ones, a
 mask tokens, and its output at a masked place conditions a small flow that draws the token.
 """
 
-import math
+from collections.abc import Mapping
 from functools import partial
-from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -15,12 +14,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from flowprior.core import rng
+from flowprior.core.cuda_graphs import Replayed
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.ode import Solver, integrate
 from flowprior.flow.sde import integrate_sde
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.generators.protocol import GuidanceSchedule, LatentShape
+from flowprior.mar.config import TrainMAR
+from flowprior.mar.masking import MaskedBatch, draw_masking
+from flowprior.mar.schedules import Span, guided_spans, head_schedule, mask_schedule
 
-GuidanceSchedule = Literal["linear", "constant"]
 Decay = Literal["matrices", "linear", "authors"]
 """Which parameters are decayed; see `MAR.undecayed`."""
 
@@ -55,6 +58,20 @@ class MARShape(NamedTuple):
     dropout: float
 
 
+class Masking(NamedTuple):
+    """How a MAR is trained; the ratio's defaults are those of arXiv:2406.11838.
+
+    Attributes:
+        num_draws: Draws of noise and time for each masked token.
+        ratio_low: Least share of masked tokens.
+        ratio_std: The share is 1 - |N(0, ratio_std)|, not below `ratio_low`.
+    """
+
+    num_draws: int = 4
+    ratio_low: float = 0.7
+    ratio_std: float = 0.25
+
+
 class MAR(nn.Module):
     """See the module.
 
@@ -64,11 +81,13 @@ class MAR(nn.Module):
 
     Args:
         shape: Its sizes.
+        masking: What it is trained on.
     """
 
-    def __init__(self, shape: MARShape) -> None:
+    def __init__(self, shape: MARShape, masking: Masking | None = None) -> None:
         super().__init__()
         self.shape = shape
+        self.masking = masking or Masking()
         w, length = shape.width, shape.num_buffer + shape.num_tokens
         self.class_table = nn.Embedding(shape.num_classes + 1, w)
         self.input = nn.Linear(shape.dim, w)
@@ -84,6 +103,23 @@ class MAR(nn.Module):
         self.head_positions = nn.Parameter(torch.zeros(1, shape.num_tokens, w))
         self._initialise()
         self.head = VelocityMLP(shape.dim, shape.head_width, shape.head_depth, condition_dim=w)
+
+    @classmethod
+    def build(cls, latents: LatentShape, settings: TrainMAR) -> Self:
+        """A MAR for these latents, with the sizes and masks of the section `train_mar`."""
+        sizes = {name: getattr(settings, name) for name in MARShape._fields[3:]}
+        masking = Masking(settings.head_draws, settings.mask_ratio_low, settings.mask_ratio_std)
+        return cls(MARShape(*latents, **sizes), masking)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` builds it from."""
+        return {"shape": self.shape._asdict()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A MAR of the sizes that a config gives; its weights are still to be loaded."""
+        return cls(MARShape(**config["shape"]))
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -117,6 +153,18 @@ class MAR(nn.Module):
                 "head_positions",
             )
         return ("head",) if decay == "authors" else ()
+
+    def draw_batch(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        labels: Int[Tensor, " b"],
+        generator: torch.Generator,
+        num_draws: int | None = None,
+    ) -> MaskedBatch:
+        """All that a training step draws but dropout; `num_draws` other than the masking's, if given."""
+        masking = self.masking
+        draws = masking.num_draws if num_draws is None else num_draws
+        return draw_masking(tokens, labels, draws, generator, masking.ratio_low, masking.ratio_std)
 
     def conditions(
         self,
@@ -251,6 +299,27 @@ class MAR(nn.Module):
             num_masked = left
         return tokens
 
+    def ready_to_sample(self, precision: Literal["fp32", "bf16"], compile: bool = False) -> Self:
+        """Make a trained model sample sooner, in place, and the same tokens; its parameters are frozen.
+
+        On a GPU the head's steps are replayed as CUDA graphs (see `Replayed`).
+
+        Args:
+            precision: With `bf16` the weights of linear maps are cast once, not by autocast at every call; sampling
+                still has to run under autocast.
+            compile: Whether its blocks and head run through `torch.compile`, which takes some seconds at first
+                calls and adds up in another order.
+        """
+        if precision == "bf16":
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+        if compile:
+            for block in [*self.encoder, *self.decoder, self.head]:
+                block.compile()
+        self.set_submodule("head", Replayed(self.head))
+        return self
+
     def _field(self, condition: Tensor, scale: float, guided: bool) -> "partial[Tensor] | _Guided":
         if not guided:
             return partial(self.head, condition=condition)
@@ -269,137 +338,6 @@ class _Guided:
         with_class, without = self.head(x.repeat(2, 1, 1), t, self.condition).chunk(2)
         guided: Tensor = without + self.scale * (with_class - without)
         return guided
-
-
-def mask_schedule(num_tokens: int, num_iterations: int) -> list[int]:
-    """Masked tokens left after each iteration, by the cosine schedule; each reveals one or more, the last all.
-
-    Raises:
-        ValueError: More iterations than tokens, or none.
-    """
-    if not 1 <= num_iterations <= num_tokens:
-        raise ValueError(
-            f"num_iterations must lie between 1 and the {num_tokens} tokens, found {num_iterations}"
-        )
-    left, now = [], num_tokens
-    for k in range(1, num_iterations + 1):
-        wanted = math.floor(num_tokens * math.cos(math.pi / 2 * k / num_iterations))
-        now = max(num_iterations - k, min(now - 1, wanted))
-        left.append(now)
-    return left
-
-
-def head_schedule(first: int, final: int | None, num_iterations: int) -> list[int]:
-    """Steps of the head in each iteration: from `first` to `final` in a straight line, rounded.
-
-    Late tokens are nearly determined by those before them and need fewer steps; diffusion step
-    annealing, arXiv:2505.20297.
-
-    Args:
-        first: In the first iteration (in the only one, where there is one).
-        final: In the last; None for `first` throughout.
-        num_iterations: Iterations.
-
-    Raises:
-        ValueError: Steps that are not positive, or that grow.
-    """
-    final = first if final is None else final
-    if not 1 <= final <= first:
-        raise ValueError(
-            f"final_head_steps must lie between 1 and head_steps ({first}), found {final}: "
-            "late iterations need fewer steps, not more"
-        )
-    last = max(1, num_iterations - 1)
-    return [round(first + (final - first) * k / last) for k in range(num_iterations)]
-
-
-class Span(NamedTuple):
-    """Steps first .. last - 1 of the head, all guided or none."""
-
-    first: int
-    last: int
-    guided: bool
-
-
-def guided_spans(num_steps: int, interval: tuple[float | int, float | int]) -> list[Span]:
-    """The steps of the head in runs; those are guided whose start k / num_steps lies in [low, high).
-
-    Raises:
-        ValueError: Not 0 <= low < high <= 1.
-    """
-    low, high = interval
-    if not 0 <= low < high <= 1:
-        raise ValueError(
-            f"guidance_interval must be two times with 0 <= low < high <= 1, found {low} and {high}; "
-            "for no guidance set guidance_scale to 1"
-        )
-    spans = []
-    for guided, run in groupby(range(num_steps), lambda k: low <= k / num_steps < high):
-        steps = list(run)
-        spans.append(Span(steps[0], steps[-1] + 1, guided))
-    return spans
-
-
-def draw_orders(b: int, n: int, generator: torch.Generator) -> Int[Tensor, "b n"]:
-    """Independent uniform permutations of 0 .. n-1."""
-    return torch.rand(b, n, generator=generator).argsort(dim=-1)
-
-
-def draw_num_masked(n: int, generator: torch.Generator, low: float = 0.7, std: float = 0.25) -> int:
-    """How many of n tokens to mask: ceil(n r), r ~ N(1, std^2) truncated to [low, 1]; one draw for a batch.
-
-    Raises:
-        ValueError: `low` is outside [0, 1], or `std` is not positive.
-    """
-    if not 0 <= low <= 1:
-        raise ValueError(f"the least ratio of masked tokens must lie in [0, 1], found {low}")
-    if std <= 0:
-        raise ValueError(f"the std of the ratio of masked tokens must be positive, found {std}")
-    cdf_low = 0.5 * (1 + math.erf((low - 1) / std / math.sqrt(2)))
-    u = cdf_low + (0.5 - cdf_low) * torch.rand((), generator=generator, dtype=torch.float64)
-    ratio = 1 + std * float(torch.special.ndtri(u))
-    return max(1, math.ceil(n * min(1.0, ratio)))
-
-
-class MaskedBatch(NamedTuple):
-    """The arguments of `MAR.forward`.
-
-    Attributes:
-        tokens: [b, n, d].
-        labels: [b].
-        orders: [b, n].
-        num_masked: m.
-        noise: [k, b, m, d].
-        t: [k, b, m].
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    orders: Tensor
-    num_masked: int
-    noise: Tensor
-    t: Tensor
-
-
-def draw_masking(
-    tokens: Float[Tensor, "b n d"],
-    labels: Int[Tensor, " b"],
-    num_draws: int,
-    generator: torch.Generator,
-    ratio_low: float = 0.7,
-    ratio_std: float = 0.25,
-) -> MaskedBatch:
-    """Draw what is masked, and k = `num_draws` of noise and time for each masked token.
-
-    The defaults of the ratio are those of MAR, arXiv:2406.11838, and of the authors; see
-    `draw_num_masked`.
-    """
-    b, n, d = tokens.shape
-    m = draw_num_masked(n, generator, ratio_low, ratio_std)
-    orders = draw_orders(b, n, generator)
-    noise = torch.randn(num_draws, b, m, d, generator=generator)
-    t = torch.rand(num_draws, b, m, generator=generator)
-    return MaskedBatch(tokens, labels, orders, m, noise, t)
 
 
 def _transformer(shape: MARShape, depth: int) -> nn.Sequential:

@@ -3,10 +3,15 @@
 import os
 import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+from flowprior.core.io import write_json
+
 MIB = 1 << 20
+COSTS = Path("metrics/costs")
+"""Below the root, not in git: what differs from run to run."""
 
 
 def machine() -> dict[str, str | int]:
@@ -29,8 +34,44 @@ def machine() -> dict[str, str | int]:
     return found
 
 
+def commit() -> str:
+    """The commit of the working directory's repository, marked `+` where files differ from it; `unknown` outside one."""
+    found = []
+    for command in (
+        ["rev-parse", "--short=12", "HEAD"],
+        ["status", "--porcelain", "-uno", "src", "stages"],
+    ):
+        try:
+            done = subprocess.run(["git", *command], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return "unknown"
+        found.append(done.stdout.strip())
+    return found[0] + "+" * bool(found[1])
+
+
+def write_costs(
+    root: Path, stage: str, seconds: float, began_at: str | None = None, **rates: float
+) -> dict[str, float]:
+    """Write what a stage took to `metrics/costs/<stage>.json`, which git ignores; the numbers of it.
+
+    The file has `usage` and the rates, `machine`, the `commit`, and `began_at`, the commit of other code that began
+    the run, if any.
+
+    Args:
+        root: Of the workspace.
+        stage: Its name.
+        seconds: It took.
+        began_at: See `flowprior.training.session.Session`.
+        rates: For instance `images_per_second`.
+    """
+    numbers = {**usage(seconds), **rates}
+    facts = {"machine": machine(), "commit": commit(), "began_at": began_at}
+    write_json(root / COSTS / f"{stage}.json", {**numbers, **facts})
+    return numbers
+
+
 def usage(seconds: float) -> dict[str, float]:
-    """What a stage took, for its metrics: `seconds`, `peak_memory_mib` and, on a GPU, `peak_gpu_memory_mib`.
+    """What a stage took: `seconds`, `peak_memory_mib` and, on a GPU, `peak_gpu_memory_mib`.
 
     Memory is this process's: the most that was resident, and the most that torch had allocated on the GPU.
     Like seconds they differ from run to run.

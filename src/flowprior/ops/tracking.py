@@ -1,7 +1,6 @@
 """MLflow runs: one for each execution of a stage. Tracking never stops a run: if it fails it says so once and goes on.
 
-The stages of a DVC experiment have a parent, which has the experiment's name, its parameters but for the scale, and
-the stages' headline figures: one row for each experiment (`tags.kind = 'experiment'`).
+The stages of a DVC experiment have a parent, which has the experiment's name, its parameters and the stages' headline figures: one row for each experiment (`tags.kind = 'experiment'`).
 
 What could not be sent is kept in `<root>/.ckpt/tracking`; `python -m flowprior sync` sends it later.
 
@@ -209,8 +208,7 @@ class Tracker:
 
     def _find_parent(self, experiment_id: str) -> str:
         """The DVC experiment's run; a new one where there is none, or one of that name with other parameters."""
-        science = {k: v for k, v in self._config.items() if not k.startswith("scale.")}
-        params = {name: str(value) for name, value in flatten(science).items()}
+        params = {name: str(value) for name, value in flatten(self._config).items()}
         wanted = f"tags.kind = 'experiment' and tags.experiment = '{self._experiment}'"
         for run in self._client.search_runs([experiment_id], wanted):
             if all(run.data.params.get(name, value) == value for name, value in params.items()):

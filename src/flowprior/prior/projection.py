@@ -1,5 +1,6 @@
 """Fixed linear maps from target features to the dimension of the latents; §4.1, arXiv:2506.05240."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowprior.core import rng
+from flowprior.core.io import load_tensors, read_json, save_tensors, write_json
 from flowprior.stats.moments import Moments
 
 Operator = Literal["random", "avg_pool", "pca"]
@@ -99,6 +101,23 @@ class Projection(nn.Module):
         if not variance > 1e-20 * spread:
             raise ValueError("the features do not vary, so they cannot be given unit spread")
         return cls(matrix, float(variance.rsqrt()), name, seed)
+
+    def save(self, folder: Path) -> None:
+        """Write `projection.safetensors` and `projection.json` into a folder."""
+        save_tensors(folder / "projection.safetensors", self.state_dict())
+        write_json(folder / "projection.json", {"operator": self.operator, "seed": self.seed})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Projection":
+        """Read what `save` wrote."""
+        tensors = load_tensors(folder / "projection.safetensors")
+        facts = read_json(folder / "projection.json")
+        return cls(tensors["matrix"], float(tensors["scale"]), facts["operator"], facts["seed"])
+
+    def irreducible_loss(self) -> float:
+        """Of a perfect flow on targets of N(0, I) features: (pi / 2) mean(s), s the targets' d principal stds."""
+        matrix = self.matrix.double() * self.scale
+        return float(torch.pi / 2 * torch.linalg.svdvals(matrix).sum() / self.out_dim)
 
 
 def _pooling_matrix(features_dim: int, dim: int) -> Tensor:

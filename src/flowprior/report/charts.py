@@ -1,229 +1,213 @@
-"""Charts as SVG text, for a page that needs no script and no network; colours are the page's CSS variables."""
+"""Charts as inline SVG, drawn by matplotlib: text stays text, colours are the page's own, equal data give equal bytes."""
 
-import math
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-WIDTH = 380
-LEFT = 96
-ROW = 22
-LETTER = 7.0
-"""Width of one in pixels, about."""
-COVERED = 20.0
-"""Square pixels of a label that others may cover; beyond, it is left out, and the dot shows it to a pointer."""
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+COLOURS = {
+    "text": "#1b1f24",
+    "line": "#d5dae0",
+    "back": "#fefefe",
+    "first": "#0072b2",
+    "second": "#c2500a",
+}
+"""What a chart is drawn in; the page's CSS variables of these names (one set for light, one for dark) replace them."""
+TEXT, LINE, BACK, FIRST, SECOND = COLOURS.values()
+FILLED: Mapping[str, Any] = {"color": FIRST, "markersize": 7}
+HOLLOW: Mapping[str, Any] = {
+    "markerfacecolor": BACK,
+    "markeredgecolor": SECOND,
+    "markeredgewidth": 1.8,
+    "markersize": 7,
+}
+STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 11,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "grid.color": LINE,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
+}
+ROW = 24
+"""Height of a row of a dot plot in pixels."""
+MARKS = 4
+"""About as many labelled marks on an axis."""
+PLACES = (
+    *((dx, dy, "left", "center") for dx, dy in ((8, 0), (7, 9), (7, -9))),
+    *((dx, dy, "right", "center") for dx, dy in ((-8, 0), (-7, 9), (-7, -9))),
+    *((0, dy, "center", "center") for dy in (13, -13)),
+)
+"""Where the name of a dot may stand, the best place first: shift in pixels, alignment."""
 
 
 class Dots(NamedTuple):
-    """A row of a dot plot: runs as dots, their mean as a line; `second` with hollow dots."""
+    """A row of a dot plot: a dot for a run, the mean as a line; those of `second` are hollow."""
 
     name: str
     first: Sequence[float]
     second: Sequence[float] = ()
 
 
-class Scale:
-    """Values to pixels, along a line."""
-
-    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values), max(values)
-        pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-        self.ticks = ticks(low - pad, high + pad)
-        self.low, self.high = min(low - pad, self.ticks[0]), max(high + pad, self.ticks[-1])
-        self._start, self._end = start, end
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self._start + share * (self._end - self._start)
-
-
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers between two, a handful."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda one: abs(one - raw))
-    first = math.ceil(low / step)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step) + 1)] or [low]
-
-
-def number(value: float) -> str:
-    """A tick's label."""
-    return minus(f"{value:.6g}")
-
-
-def minus(text: str) -> str:
-    """A number with the sign that is as wide as a plus."""
-    return text.replace("-", "−")
-
-
-def dot_plot(rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = None) -> str:
-    """Rows of dots along one axis.
-
-    Args:
-        rows: From top to bottom; those without dots keep their place.
-        label: Of the axis; also what a screen reader says.
-        legend: What filled and hollow dots are.
-    """
-    values = [x for row in rows for x in (*row.first, *row.second)]
-    if not values:
-        return ""
-    top = 24 if legend else 6
-    bottom = top + ROW * len(rows)
-    left = max(LEFT, 12 + LETTER * max(len(row.name) for row in rows))
-    x = Scale(values, left, WIDTH - 12)
-    parts = []
-    for tick in x.ticks:
-        at = f"{x(tick):.1f}"
-        parts += [
-            f'<line class="grid" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>',
-            f'<text x="{at}" y="{bottom + 14}" text-anchor="middle">{number(tick)}</text>',
-        ]
-    for at, row in enumerate(rows):
-        y = top + ROW * (at + 0.5)
-        parts.append(
-            f'<text x="{left - 8:g}" y="{y + 4}" text-anchor="end">{escape(row.name)}</text>'
-        )
-        for kind, runs in (("first", row.first), ("second", row.second)):
-            parts += [f'<circle class="{kind}" cx="{x(v):.1f}" cy="{y}" r="4"/>' for v in runs]
-            if len(runs) > 1:
-                mean = x(sum(runs) / len(runs))
-                parts.append(
-                    f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="{y - 8}" y2="{y + 8}"/>'
-                )
-    if legend:
-        for kind, name, at in zip(("first", "second"), legend, (left, left + 120), strict=True):
-            parts += [
-                f'<circle class="{kind}" cx="{at + 4:g}" cy="10" r="4"/>',
-                f'<text x="{at + 13:g}" y="14">{escape(name)}</text>',
-            ]
-    parts.append(  # up to the axis' end: below its middle, long names would push it over the edge
-        f'<text x="{WIDTH - 12}" y="{bottom + 30}" text-anchor="end">{escape(label)}</text>'
-    )
-    return _svg(parts, WIDTH, bottom + 36, label)
-
-
 class Point(NamedTuple):
-    """A named point of a scatter plot; where it stands is the mean of its runs."""
+    """A named point of a scatter plot: it stands at the mean of its runs (x, y), which are small dots."""
 
     name: str
     runs: Sequence[tuple[float, float]]
 
 
-def scatter(points: Sequence[Point], x_label: str, y_label: str) -> str:
-    """Runs as small dots around the mean of each, which is named where there is room."""
-    runs = [run for point in points for run in point.runs]
-    if not runs:
-        return ""
-    width, height, left, bottom = 560, 480, 52, 440
-    x = Scale([run[0] for run in runs], left, width - 90)
-    y = Scale([run[1] for run in runs], bottom, 10)
-    parts = []
-    for tick in x.ticks:
-        parts += [
-            f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="10" y2="{bottom}"/>',
-            f'<text x="{x(tick):.1f}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>',
-        ]
-    for tick in y.ticks:
-        parts += [
-            f'<line class="grid" x1="{left}" x2="{width - 90}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>',
-            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{number(tick)}</text>',
-        ]
-    means = [(x(_mean(p.runs, 0)), y(_mean(p.runs, 1))) for p in points if p.runs]
-    taken = [(at - 5, down - 5, at + 5, down + 5) for at, down in means]
-    for point, (at, down) in zip((p for p in points if p.runs), means, strict=True):
-        parts += [
-            f'<circle class="faint" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>'
-            for a, b in point.runs
-        ]
-        name = escape(point.name)
-        parts.append(
-            f'<circle class="first" cx="{at:.1f}" cy="{down:.1f}" r="4.5"><title>{name}</title></circle>'
-        )
-        box, covered = _free_place(at, down, LETTER * len(point.name), taken)
-        if covered <= COVERED:
-            taken.append(box)
-            parts.append(f'<text x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{name}</text>')
-    parts += [
-        f'<text x="{(left + width - 90) / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>',
-        f'<text transform="translate(12 {bottom / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
-    ]
-    return _svg(parts, width, height, f"{y_label} against {x_label}")
-
-
-def _mean(runs: Sequence[tuple[float, float]], axis: int) -> float:
-    return sum(run[axis] for run in runs) / len(runs)
-
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
-
-
-def _free_place(at: float, down: float, width: float, taken: Sequence[Box]) -> tuple[Box, float]:
-    """Where a label of a point fits best: right of it, left, above or below; and how much it covers there."""
-    starts = [(at + 8, down - 6), (at - 8 - width, down - 6), (at - width / 2, down - 20)]
-    starts += [(at - width / 2, down + 8), (at + 8, down + 5), (at + 8, down - 18)]
-    boxes = [(left, top, left + width, top + 12) for left, top in starts]
-    covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
-    best = covered.index(min(covered))
-    return boxes[best], covered[best]
-
-
-def _overlap(a: Box, b: Box) -> float:
-    wide = min(a[2], b[2]) - max(a[0], b[0])
-    high = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, wide) * max(0.0, high)
-
-
 class Curve(NamedTuple):
-    """Columns of a curve of one run."""
+    """A run's values over the steps, on a left and on a right axis."""
 
     steps: Sequence[float]
     left: Sequence[float]
     right: Sequence[float]
 
 
-def two_axes(curves: Sequence[Curve], left_label: str, right_label: str, title: str) -> str:
-    """Runs' curves on a left and a right axis, each run thin; the first in full."""
+def dot_plot(
+    rows: Sequence[Dots], label: str, legend: tuple[str, str] | None = None, title: str = ""
+) -> Markup:
+    """Rows of dots along one axis, from top to bottom; rows without dots keep their place. Empty without any.
+
+    Args:
+        rows: What is compared.
+        label: Of the axis.
+        legend: What filled and hollow dots are.
+        title: Said by screen readers before the label, not drawn.
+    """
+    if not any(row.first or row.second for row in rows):
+        return Markup()
+    with mpl.rc_context(STYLE):
+        figure, axis = _figure(400, ROW * len(rows) + (66 if legend else 46))
+        shift = 0.17 if legend else 0.0
+        for at, row in enumerate(rows):
+            for runs, y, style in (
+                (row.first, at - shift, FILLED),
+                (row.second, at + shift, HOLLOW),
+            ):
+                axis.plot(runs, [y] * len(runs), "o", clip_on=False, **style)
+                if len(runs) > 1:
+                    ends = [y - 0.36 + shift / 2, y + 0.36 - shift / 2]
+                    axis.plot([np.mean(runs)] * 2, ends, color=TEXT, linewidth=2)
+        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(MARKS))
+        axis.grid(axis="x")
+        figure.supxlabel(label, fontsize=11)
+        for name, style in zip(legend or (), (FILLED, HOLLOW), strict=False):
+            axis.plot([], [], "o", label=name, **style)
+        if legend:
+            figure.legend(loc="outside upper center", ncols=2, frameon=False, borderpad=0)
+        return _svg(figure, f"{title}: {label}" if title else label)
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Runs as small dots around the mean of each point, named where there is room; empty without any.
+
+    The y axis is logarithmic where all values allow it. A name that finds no room is shown to a pointer on its dot.
+    """
+    points = [point for point in points if point.runs]
+    if not points:
+        return Markup()
+    with mpl.rc_context(STYLE):
+        figure, axis = _figure(480, 420)
+        means = [np.mean(point.runs, axis=0) for point in points]
+        for point in points:
+            axis.plot(*np.transpose(point.runs), "o", color=FIRST, alpha=0.4, markersize=4)
+        for point, mean in zip(points, means, strict=True):
+            axis.plot(*mean, "o", color=FIRST, markersize=8, gid=f"tip {point.name}")
+        if min(y for point in points for _, y in point.runs) > 0:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+            y_label += " (log scale)"
+        axis.xaxis.set_major_locator(MaxNLocator(MARKS + 1))
+        axis.grid()
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        figure.draw_without_rendering()  # whether names overlap is asked in pixels: the layout comes first
+        figure.set_layout_engine("none")
+        _name(axis, [point.name for point in points], means)
+        return _svg(figure, f"{y_label} against {x_label}")
+
+
+def two_axes(curves: Sequence[Curve], left: str, right: str, title: str) -> Markup:
+    """Runs' curves on a left and a right axis, the first run in full, the others faint; empty without any."""
     curves = [curve for curve in curves if curve.steps]
     if not curves:
-        return ""
-    width, height, top, bottom, start, end = 300, 190, 22, 154, 40, 260
-    x = Scale([s for curve in curves for s in curve.steps], start, end)
-    sides = [
-        ("first", Scale([v for c in curves for v in c.left], bottom, top), start - 5, "end"),
-        ("second", Scale([v for c in curves for v in c.right], bottom, top), end + 5, "start"),
-    ]
-    parts = [
-        f'<text class="title" x="{width / 2}" y="14" text-anchor="middle">{escape(title)}</text>'
-    ]
-    for kind, scale, at, anchor in sides:
-        parts += [
-            f'<text class="{kind}-text" x="{at}" y="{scale(t) + 4:.1f}" text-anchor="{anchor}">{number(t)}</text>'
-            for t in scale.ticks
-        ]
-        for curve in reversed(curves):
-            values = curve.left if kind == "first" else curve.right
-            line = " ".join(
-                f"{x(s):.1f},{scale(v):.1f}" for s, v in zip(curve.steps, values, strict=True)
+        return Markup()
+    with mpl.rc_context(STYLE):
+        figure, axis = _figure(300, 190)
+        twin = axis.twinx()
+        for at, curve in reversed(list(enumerate(curves))):
+            style = {"linewidth": 2.0} if at == 0 else {"linewidth": 1.2, "alpha": 0.4}
+            axis.plot(curve.steps, curve.left, color=FIRST, **style)
+            twin.plot(curve.steps, curve.right, "--", color=SECOND, **style)
+        for one, colour, name in ((axis, FIRST, left), (twin, SECOND, right)):
+            one.tick_params(axis="y", labelcolor=colour)
+            one.yaxis.set_major_locator(MaxNLocator(MARKS))
+            one.set_ylabel(name, color=colour)
+        axis.xaxis.set_major_locator(MaxNLocator(MARKS))
+        axis.set_title(title)
+        return _svg(figure, f"{title}: {left} and {right} over training")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many pixels with one pair of axes; an SVG of matplotlib has 72 of them to an inch."""
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _name(axis: Axes, names: Sequence[str], means: Sequence[np.ndarray]) -> None:
+    """Name dots where the name neither covers another nor a dot, nor leaves the figure."""
+    pixels = axis.transData.transform(means)
+    taken = [mpl.transforms.Bbox.from_extents(*(at - 5), *(at + 5)) for at in pixels]
+    for name, mean in zip(names, means, strict=True):
+        for dx, dy, across, along in PLACES:
+            text = axis.annotate(
+                name, mean, (dx, dy), textcoords="offset pixels", ha=across, va=along
             )
-            faint = "" if curve is curves[0] else " faint-line"
-            parts.append(f'<polyline class="{kind}-line{faint}" points="{line}"/>')
-    parts += [
-        f'<text x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{number(tick)}</text>'
-        for tick in x.ticks
-    ]
-    parts.append(f'<line class="grid" x1="{start}" x2="{end}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(
-        f'<text x="{(start + end) / 2}" y="{bottom + 30}" text-anchor="middle">'
-        f'<tspan class="first-text">{escape(left_label)}</tspan> · '
-        f'<tspan class="second-text">{escape(right_label)}</tspan></text>'
-    )
-    return _svg(parts, width, height, f"{title}: {left_label} and {right_label} over training")
+            box = text.get_window_extent()
+            inside = box.x0 > 0 and box.x1 < axis.figure.bbox.x1
+            if inside and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
-def _svg(parts: Sequence[str], width: float, height: float, label: str) -> str:
-    body = "\n".join(parts)
-    return (
+def _svg(figure: Figure, label: str) -> Markup:
+    """The figure as an element of the page, which names it to screen readers; no two charts share an id."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.hashsalt": label}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = re.sub(r'<g id="tip (.*?)">', r"<g><title>\1</title>", file.getvalue())
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"<style.*?</style>", "", text).replace("'DejaVu Sans'", "system-ui, sans-serif")
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    width, height = figure.get_size_inches() * 72
+    return Markup(
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
-        f'style="max-width:{1.35 * width:.0f}px">\n{body}\n</svg>'
+        f'style="max-width: {1.3 * width:.0f}px">{text[text.index(">", text.index("<svg")) + 1 :]}'
     )

@@ -191,9 +191,9 @@ def real_images(listing: Listing) -> dict[str, float]:
         return {}
     import torch
 
-    from flowprior.evaluation.judges import OnDigits
-    from flowprior.evaluation.reconstruction import to_uint8
-    from flowprior.images.sets import open_images
+    from flowprior.evaluation.digits import OnDigits
+    from flowprior.images.opening import open_images
+    from flowprior.images.pixels import to_uint8
 
     train, held_out = (
         open_images(split=split, **cfg.image_source) for split in ("train", "validation")

@@ -58,3 +58,14 @@ class Moments:
         self._scatter += centred.T @ centred + weight * torch.outer(delta, delta)
         self.mean += delta * (len(block) / total)
         self.count = total
+
+
+def moments_metrics(moments: Moments) -> dict[str, float]:
+    """Overall standard deviation, the least and the largest of a dim, and the norm of the mean."""
+    stds = moments.covariance.diagonal().sqrt()
+    return {
+        "std": moments.std,
+        "std_min": float(stds.min()),
+        "std_max": float(stds.max()),
+        "mean_norm": float(moments.mean.norm()),
+    }

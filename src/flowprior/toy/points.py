@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from flowprior.alignment.fake_flow import FakeFlow
 from flowprior.alignment.registry import ObjectiveName, build_objective
-from flowprior.autoencoder.bottleneck import Codes
 from flowprior.config import params
 from flowprior.core import rng
+from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.losses import alignment_loss, grouped_loss
 from flowprior.flow.path import stratified_times

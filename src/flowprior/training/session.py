@@ -2,7 +2,7 @@
 
 The loop itself stays in the stage:
 
-    with Session("train_flow", config=..., inputs=..., seed=0, plan=plan) as session:
+    with Session("train_flow", behaviour=..., config=..., inputs=..., seed=0, plan=plan) as session:
         learner = session.learner("velocity", velocity, optimizer)
         for step in session.steps():
             loss = ...
@@ -10,8 +10,10 @@ The loop itself stays in the stage:
             session.log(step, loss=loss)
 
 A run that was killed goes on from its last checkpoint and ends bit-identical (on a CPU) to one that
-was not, because every draw comes from (seed, tag, step). A checkpoint is found by a key: the hash
-of configuration, input digests and code; another key never sees it.
+was not, because every draw comes from (seed, tag, step). A checkpoint is found by a key: the hash of
+what decides the result, i.e. parameters, the version of the stage's behaviour and input digests;
+another key never sees it. Code is not in the key: a run goes on when a message was edited, and says
+that other code began it (`FLOWPRIOR_RESUME=strict` refuses).
 """
 
 import fcntl
@@ -21,7 +23,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -37,6 +39,8 @@ from flowprior.core.device import start_accelerator
 from flowprior.core.io import digest, file_digest, write_atomic
 from flowprior.core.locks import hold
 from flowprior.core.optim import Schedule, adamw, moving_average, schedule
+from flowprior.ops.machine import commit
+from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker
 
 FINISHED_KEPT = 4
@@ -84,6 +88,10 @@ class Plan(NamedTuple):
     precision: Literal["fp32", "bf16"]
     accumulate: int = 1
     compile: bool = False
+
+
+class OtherCodeError(RuntimeError):
+    """A checkpoint was made by other code, and `FLOWPRIOR_RESUME=strict` wants none of those."""
 
 
 class NonFiniteError(RuntimeError):
@@ -176,7 +184,8 @@ class Session:
 
     Args:
         stage: Its name; also the folder of its checkpoints.
-        config: The resolved parameters that the result depends on, JSON-able.
+        behaviour: What decides the result besides the inputs, JSON-able, see `Params.behaviour`; None for `config`.
+        config: The resolved parameters, for tracking.
         inputs: Digest of every input.
         seed: Of the run.
         plan: Lengths and cadences.
@@ -185,12 +194,14 @@ class Session:
     Attributes:
         accelerator: Device, ranks and precision.
         curves: Logged rows by table, for instance `curves["train"]`.
+        began_at: Commit of the code that began the run, where other code than the present did; else None.
     """
 
     def __init__(
         self,
         stage: str,
         *,
+        behaviour: Mapping[str, Any] | None = None,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         seed: int,
@@ -204,8 +215,10 @@ class Session:
         self.curves: dict[str, list[dict[str, float]]] = {}
         self.seconds = 0.0
         self.started_at_step = 0
-        key = digest([stage, dict(config), dict(inputs), code_digest()])[:20]
+        key = digest([stage, dict(config if behaviour is None else behaviour), dict(inputs)])[:20]
         self.folder = root / ".ckpt" / stage / key
+        self.began_at: str | None = None
+        self._code = {"digest": code_digest(), "commit": commit()}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._step = 0
@@ -373,6 +386,28 @@ class Session:
         self.curves.setdefault(table, []).append({"step": step, **row})
         self.tracker.log(step, {f"{table}/{name}": value for name, value in row.items()})
 
+    def report(
+        self,
+        root: Path,
+        facts: Mapping[str, Any],
+        *,
+        figures: Sequence[Path] = (),
+        headline: Sequence[str] = (),
+        **rates: float,
+    ) -> None:
+        """Write the stage's metrics into a workspace and end its run; see `flowprior.ops.outcome.record`."""
+        record(
+            root,
+            self.stage,
+            facts,
+            self.tracker,
+            self.seconds,
+            figures=figures,
+            headline=headline,
+            began_at=self.began_at,
+            **rates,
+        )
+
     def non_finite(self, name: str, what: str, value: Tensor) -> NonFiniteError:
         """The error for a loss or gradient that is not finite."""
         saved = self.folder / "state.pt"
@@ -387,6 +422,8 @@ class Session:
             return
         state = {
             "step": step,
+            "code": self._code,
+            "began_at": self.began_at,
             "seconds": self.seconds,
             "learners": {name: learner.state() for name, learner in self._learners.items()},
             "curves": json.dumps(self.curves),
@@ -421,6 +458,7 @@ class Session:
             curves = json.loads(state["curves"])
             sums, counts = dict(state["sums"]), dict(state["counts"])
             seconds, step = float(state["seconds"]), int(state["step"])
+            code, began_at = dict(state["code"]), state["began_at"]
         except Exception as error:  # torch.load raises whatever the damaged bytes provoke
             for name, learner in self._learners.items():
                 learner.load(untouched[name])
@@ -435,11 +473,29 @@ class Session:
                     file=sys.stderr,
                 )
             return 0
+        self.began_at = began_at
+        if code["digest"] != self._code["digest"]:
+            self._say_other_code(path, code["commit"])
         self.curves, self._sums, self._counts, self.seconds = curves, sums, counts, seconds
         self._step = step
         if self.is_main:
             print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)
         return step
+
+    def _say_other_code(self, path: Path, began_at: str) -> None:
+        """Go on from what other code of the same version began, unless that is not wanted."""
+        now = self._code["commit"]
+        if os.environ.get("FLOWPRIOR_RESUME") == "strict":
+            raise OtherCodeError(
+                f"{self.stage}: the checkpoint {path} was made by other code (commit {began_at}, now {now}), and "
+                "FLOWPRIOR_RESUME=strict refuses it; remove its folder to start over, or unset the variable"
+            )
+        self.began_at = self.began_at or began_at
+        if self.is_main:
+            print(
+                f"{self.stage}: other code of the same version began this run (commit {began_at}, now {now})",
+                file=sys.stderr,
+            )
 
 
 def _part_tags(part: int) -> tuple[str | int, ...]:

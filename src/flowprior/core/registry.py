@@ -1,0 +1,110 @@
+"""Registries: names of one kind of thing, each with the place where it is defined; nothing is imported to list them.
+
+A room's registry stands in its `config.py`, so that parameters are checked before torch is imported. What is new
+takes a file and a line there; a user's own takes a file `plugins/<room>/<module>.py` and is named
+`plugins.<room>.<module>:<name>`, without an edit of this package.
+"""
+
+import ast
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from flowprior.core.root import find_root
+
+PLUGINS = "plugins"
+
+
+class Registry:
+    """Names of one kind.
+
+    Args:
+        room: Folder of `plugins/` that a user's own lie in.
+        kind: What they are, for messages.
+        homes: Where each is defined, `package.module:attribute`, by name.
+    """
+
+    def __init__(self, room: str, kind: str, homes: Mapping[str, str]) -> None:
+        self.room = room
+        self.kind = kind
+        self._homes = dict(homes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._homes
+
+    def check(self, name: str) -> str:
+        """The name, if it is known or is a plugin that is there; imports nothing.
+
+        Raises:
+            ValueError: It is neither; says which names there are and which is nearest.
+        """
+        if name not in self._homes:
+            self._plugin(name)
+        return name
+
+    def load(self, name: str) -> Any:
+        """What the name stands for.
+
+        Raises:
+            ValueError: The name is unknown, or the plugin cannot be imported.
+        """
+        if name in self._homes:
+            module, _, attribute = self._homes[name].partition(":")
+            return getattr(import_module(module), attribute)
+        path, attribute = self._plugin(name)
+        root = str(path.parents[2])
+        if root not in sys.path:
+            sys.path.append(root)
+        module = import_module(f"{PLUGINS}.{self.room}.{path.stem}")
+        if Path(module.__file__ or "").resolve() != path:
+            raise ValueError(f"{name} was imported from {module.__file__}, expected {path}")
+        return getattr(module, attribute)
+
+    def _plugin(self, name: str) -> tuple[Path, str]:
+        """File and attribute of a user's own."""
+        parts = re.fullmatch(rf"{PLUGINS}\.(\w+)\.(\w+):(\w+)", name)
+        if parts is None:
+            own = f"your own: {PLUGINS}.{self.room}.<module>:<name>"
+            raise ValueError(f"found {name!r}, {allowed(name, self._homes)}; {own}")
+        room, module, attribute = parts.groups()
+        if room != self.room:
+            raise ValueError(f"found {name!r}; a {self.kind} lies in {PLUGINS}/{self.room}/")
+        path = find_root() / PLUGINS / room / f"{module}.py"
+        if not path.is_file():
+            raise ValueError(f"found {name!r}, but {path} does not exist")
+        defined = _top_level_names(path)
+        if attribute not in defined:
+            raise ValueError(f"{path} has no {attribute!r}, {allowed(attribute, defined)}")
+        return path.resolve(), attribute
+
+
+def allowed(found: str, choices: Iterable[str]) -> str:
+    """The choices, for a message, with the one that was probably meant."""
+    names = sorted(choices)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"allowed: {', '.join(names)}{hint}"
+
+
+def _top_level_names(path: Path) -> set[str]:
+    """What a module defines, read without running it."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as Python: {error}") from None
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names

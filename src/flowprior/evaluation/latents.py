@@ -1,0 +1,86 @@
+"""How held-out latents compare with held-out targets, and what a linear classifier reads from them."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flowprior.core import rng
+from flowprior.core.shards import Column, ShardReader
+from flowprior.evaluation.probe import linear_probe_accuracy
+from flowprior.images.sets import SPLITS
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.stats.coverage import collapse_signs, match_report
+
+NEIGHBOURS = 5
+"""k of the coverage metrics."""
+AMBIGUOUS = ("precision", "recall", "recall_control", "density")
+"""Of latents against targets; sample_eval has keys of these names, of samples against images."""
+MATCH_VECTORS = 5000
+NLL_VECTORS = 1000
+TAG = "encode_latents"
+"""Of the random draws, which come from (seed, tag, purpose)."""
+
+
+def check_held_out(targets: ShardReader) -> None:
+    """Whether there are enough held-out targets to compare with.
+
+    Raises:
+        ValueError: There are not.
+    """
+    held_out = len(targets.column("validation", "vectors"))
+    if held_out <= NEIGHBOURS:
+        raise ValueError(
+            f"data/targets holds out {held_out} vectors, neighbours with k = {NEIGHBOURS} need more; "
+            "bring more features or raise max_vectors, and run `dvc repro extract_features`"
+        )
+
+
+def match_metrics(
+    latents: ShardReader, targets: ShardReader, prior: FlowPrior, seed: int
+) -> dict[str, float | int]:
+    """How held-out latents compare with held-out targets; a loud warning where they look collapsed.
+
+    Training targets are the control: what latents that match perfectly would give.
+    """
+    tokens = latents.column("validation", "latents")
+    per_image = tokens.shape[2]
+    mine = _some(tokens, -(-MATCH_VECTORS // per_image), seed)[:, 0]
+    mine = mine.reshape(-1, mine.shape[-1]).astype(np.float32)
+    held_out = _some(targets.column("validation", "vectors"), MATCH_VECTORS, seed)
+    control = targets.column("train", "vectors").sample(
+        MATCH_VECTORS, rng.generator(seed, TAG, "control")
+    )
+    report = match_report(mine, held_out, control.numpy(), seed=seed, k=NEIGHBOURS)
+    device = prior.projection.matrix.device
+    nll, target_nll = (
+        float(prior.nll(torch.from_numpy(part).to(device)).double().mean())
+        for part in (mine[:NLL_VECTORS], held_out[:NLL_VECTORS])
+    )
+    signs = collapse_signs(report, nll - target_nll)
+    for sign in signs:
+        print(f"{TAG}: WARNING the latents look collapsed: {sign}", file=sys.stderr)
+    return {
+        **{f"latent_{key}" if key in AMBIGUOUS else key: value for key, value in report.items()},
+        "nll_nats": nll,
+        "nll_targets_nats": target_nll,
+        "nll_gap_nats": nll - target_nll,
+        "collapsed": int(bool(signs)),
+    }
+
+
+def probe_accuracy(latents: ShardReader) -> float:
+    """Linear probe on the latents of the unflipped images."""
+    data = []
+    for split in SPLITS:
+        vectors = latents.column(split, "latents").read()[:, 0]
+        data += [vectors.reshape(len(vectors), -1), latents.column(split, "labels").read()]
+    return linear_probe_accuracy(*data)
+
+
+def _some(column: Column, count: int, seed: int) -> NDArray[Any]:
+    """At most so many rows, at random and in random order."""
+    order = torch.randperm(len(column), generator=rng.generator(seed, TAG, "some"))
+    return column.gather(order[:count].numpy())

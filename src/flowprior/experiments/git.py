@@ -1,0 +1,42 @@
+"""Git commands in a repository, with errors that repeat what git said."""
+
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+
+class GitError(RuntimeError):
+    """A git command failed; the message has the command and what git said."""
+
+
+def git(root: Path, *command: str, stdin: bytes = b"") -> str:
+    """What a git command prints, without the last newline.
+
+    Raises:
+        GitError: It failed.
+    """
+    return _run(root, command, stdin).decode(errors="surrogateescape").removesuffix("\n")
+
+
+def export(root: Path, commit: str, folder: Path) -> None:
+    """Write the files of a commit into a folder, but for the results of other experiments.
+
+    Raises:
+        GitError: There is no such commit.
+    """
+    packed = _run(root, ("archive", commit, "--", ".", ":!metrics/experiments"), b"")
+    with tarfile.open(fileobj=BytesIO(packed)) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def _run(root: Path, command: tuple[str, ...], stdin: bytes) -> bytes:
+    done = subprocess.run(
+        ["git", *command], cwd=root, input=stdin, capture_output=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        raise GitError(
+            f"git {' '.join(command)} in {root}: {said or f'exit status {done.returncode}'}"
+        )
+    return done.stdout

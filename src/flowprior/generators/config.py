@@ -1,0 +1,18 @@
+"""The section `generator`: which model generates latents."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from flowprior.core.registry import Registry
+from flowprior.core.section import Section
+
+GENERATORS = Registry("generators", "generator", {"mar": "flowprior.mar.model:MAR"})
+
+
+class GeneratorChoice(Section):
+    """Which model generates latents."""
+
+    model: Annotated[str, AfterValidator(GENERATORS.check)]
+    options: dict[str, Any]
+    """Of a generator of your own: keyword arguments of its `build`."""

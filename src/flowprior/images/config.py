@@ -1,0 +1,49 @@
+"""The section `images`: which images, and how large."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from flowprior.core.registry import Registry
+from flowprior.core.section import Section
+
+SOURCES = Registry(
+    "images",
+    "source of images",
+    {
+        "digits": "flowprior.images.digits:open_digits",
+        "imagefolder": "flowprior.images.folder:open_folder",
+        "webdataset": "flowprior.images.shards:open_shards",
+    },
+)
+DIGITS_SIZE = 8
+"""Pixels along a side of the digits."""
+
+
+class Images(Section):
+    """Which images. Evaluation never touches those of the training split."""
+
+    source: Annotated[str, AfterValidator(SOURCES.check)]
+    path: str | None
+    """Folder of the tree or of the shards, a relative one from the repository's root; null: data/images."""
+    split_seed: int = Field(ge=0)
+    """Decides which images are held out; the seed of a run does not."""
+    max_corrupt: float = Field(ge=0, lt=1)
+    """Share of the images that may turn out not to be decodable; another of the class takes the place of such a one."""
+
+    size: int = Field(ge=1, le=4096)
+    """Height and width of the images, in pixels."""
+    options: dict[str, Any]
+    """Of a source of your own: keyword arguments of its constructor."""
+
+    @model_validator(mode="after")
+    def _path_goes_with_source(self) -> Self:
+        if self.source == "digits" and self.path is not None:
+            raise ValueError(
+                f"images.path must be null with images.source digits, found {self.path!r}"
+            )
+        if self.source == "digits" and self.size != DIGITS_SIZE:
+            raise ValueError(
+                f"images.size: digits are 8 x 8, found {self.size}; set images.source and images.path to your own images"
+            )
+        return self

@@ -1,0 +1,50 @@
+"""scikit-learn's 1 797 scans of handwritten digits, 8 x 8."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowprior.core.io import digest
+from flowprior.images.sets import Split, split_rows
+
+
+class Digits:
+    """One split of scikit-learn's 1 797 scans of handwritten digits, [1, 8, 8]."""
+
+    num_classes = 10
+
+    def __init__(self, split: Split, split_seed: int) -> None:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        everything = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+        rows = split_rows(everything, split, split_seed)
+        self._pixels = torch.from_numpy(pixels.astype(np.float32))[rows].view(-1, 1, 8, 8) / 8 - 1
+        self.labels = everything[rows]
+        self.digest = digest(["digits", rows.tolist()])
+        self.corrupt: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(
+        self, rows: Sequence[int] | Tensor, crops: Float[Tensor, "b 4"] | None = None
+    ) -> Float[Tensor, "b 1 8 8"]:
+        if crops is not None:
+            raise ValueError("digits fill their 8 x 8 pixels; they are not cropped")
+        return self._pixels[torch.as_tensor(rows)]
+
+
+def open_digits(split: Split, *, split_seed: int, size: int, **_: Any) -> Digits:
+    """The digits as a source of images; see `flowprior.images.opening.open_images`.
+
+    Raises:
+        ValueError: Another size is asked for.
+    """
+    if size != 8:
+        raise ValueError(f"digits are 8 x 8, found images.size {size}")
+    return Digits(split, split_seed)

@@ -1,0 +1,52 @@
+"""From the name of a source of images to one split of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowprior.images.config import SOURCES
+from flowprior.images.sets import ImageSet, Split
+
+
+def open_images(
+    source: str,
+    split: Split,
+    *,
+    split_seed: int,
+    size: int,
+    path: str | None = None,
+    max_corrupt: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> ImageSet:
+    """Open one split of an image source.
+
+    Args:
+        source: A name of `flowprior.images.config.SOURCES`, or a plugin's. What it stands for is called
+            with the other arguments, `options` as keywords.
+        split: `train` or `validation`.
+        split_seed: Decides which images are held out; not the seed of a run.
+        size: Height and width to deliver.
+        path: The tree or the folder of shards; unused for digits. A tree or a folder with
+            subfolders `train` and `val` (or `validation`) is taken as already split.
+        max_corrupt: Share of a split that may turn out not to be decodable. The place of such an
+            image is taken by the next one of its class; it is warned of and kept in `corrupt`.
+        options: Of a source of one's own.
+
+    Raises:
+        ValueError: The source is unknown or empty, the path is missing, the size is not what digits
+            have.
+    """
+    opener = SOURCES.load(source)
+    images: ImageSet = opener(
+        split,
+        path=path,
+        split_seed=split_seed,
+        size=size,
+        max_corrupt=max_corrupt,
+        **(options or {}),
+    )
+    return images
+
+
+def open_both_splits(arguments: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images; `arguments` are those of `open_images` but for the split."""
+    return open_images(split="train", **arguments), open_images(split="validation", **arguments)
