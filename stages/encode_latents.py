@@ -19,10 +19,11 @@ from flowprior.autoencoder.encoding import Encoding
 from flowprior.autoencoder.registry import autoencoder_from
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
+from flowprior.core.artifacts import atomic_dir, provenance
 from flowprior.core.device import start_accelerator
-from flowprior.core.io import atomic_dir, provenance
 from flowprior.core.root import find_root, state_root
-from flowprior.core.shards import ShardReader, ShardWriter, to_float16
+from flowprior.core.shard_writer import ShardWriter, to_float16
+from flowprior.core.shards import ShardReader
 from flowprior.core.trained import load_trained
 from flowprior.evaluation.judge import Material, open_judge
 from flowprior.evaluation.latents import check_held_out, match_metrics, probe_accuracy
@@ -67,13 +68,8 @@ def main(cfg: Params, root: Path) -> None:
     for images, name in ((train, "images"), (held_out, "held_out_images")):
         check_images(images, trained.inputs[name], where, "train_ae")
     encoding = Encoding(autoencoder, accelerator, settings.batch_images, settings.flip)
-    if (
-        not accelerator.is_main_process
-    ):  # the first rank writes and measures, the others encode for it
-        for images in (train, held_out):
-            for _ in encoding.encoded(images, STAGE):
-                pass
-        encoding.damaged(train, held_out)
+    if not accelerator.is_main_process:
+        encoding.assist(train, held_out)
         return
     judge = open_judge(
         Material(

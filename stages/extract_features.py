@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
+from flowprior.core.artifacts import atomic_dir, provenance
 from flowprior.core.device import start_accelerator
-from flowprior.core.io import atomic_dir, provenance
 from flowprior.core.root import find_root, state_root
-from flowprior.core.shards import ShardWriter, to_float16
+from flowprior.core.shard_writer import ShardWriter, to_float16
 from flowprior.encoders.shipped import check_split
 from flowprior.features.source import Request, open_source
 from flowprior.images.opening import open_images

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
 from flowprior.core import rng
-from flowprior.core.io import atomic_dir, provenance
+from flowprior.core.artifacts import atomic_dir, provenance
 from flowprior.core.root import find_root, state_root
-from flowprior.core.shards import ShardReader, ShardWriter
+from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shards import ShardReader
 from flowprior.images.sets import SPLITS
 from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker

@@ -14,6 +14,7 @@ from flowprior.config import launch
 launch.check_params(__name__, every_rank=True)
 
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ import torch
 
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
+from flowprior.core.artifacts import atomic_dir, provenance, write_manifest
 from flowprior.core.device import start_accelerator
-from flowprior.core.io import atomic_dir, provenance, write_manifest
 from flowprior.core.root import find_root, state_root
 from flowprior.evaluation.judge import Material, open_judge
 from flowprior.evaluation.npz import NpzImages, write_npz
@@ -63,14 +64,12 @@ def main(cfg: Params, root: Path) -> None:
         check_images(images, sampler.images[name], root / "data/autoencoder", "train_ae")
     labels = torch.arange(settings.num_samples) % train.num_classes
     scales = {"": 1.0, "_guided": cfg.guidance.scale}
+    draw = partial(draw_samples, accelerator, sampler, labels, settings, cfg.guidance, cfg.seed)
     if (
         not accelerator.is_main_process
     ):  # the first rank writes and measures, the others draw for it
         for scale in scales.values():
-            for _ in draw_samples(
-                accelerator, sampler, labels, settings, cfg.guidance, scale, cfg.seed
-            ):
-                pass
+            list(draw(scale))
         return
     judge = open_judge(
         Material(
@@ -88,10 +87,7 @@ def main(cfg: Params, root: Path) -> None:
     with atomic_dir(root / "data/samples") as out:
         for suffix, scale in scales.items():
             clock = time.perf_counter()
-            pieces = draw_samples(
-                accelerator, sampler, labels, settings, cfg.guidance, scale, cfg.seed
-            )
-            write_npz(out / f"samples{suffix}.npz", pieces, labels)
+            write_npz(out / f"samples{suffix}.npz", draw(scale), labels)
             rate = "guided_samples_per_second" if suffix else "samples_per_second"
             rates[rate] = len(labels) / (time.perf_counter() - clock)
         made_from = provenance({**sampler.inputs, "images": held_out.digest}, "torch", "numpy")

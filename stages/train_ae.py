@@ -18,25 +18,31 @@ import torch
 from flowprior.alignment.fake_flow import FakeFlow
 from flowprior.alignment.registry import build_objective
 from flowprior.alignment.watch import NEIGHBOURS, AlignmentWatch, caption, training_metrics
-from flowprior.autoencoder.setup import autoencoder_config, build_trainee, open_teacher
+from flowprior.autoencoder.setup import (
+    autoencoder_config,
+    build_trainee,
+    open_encoder,
+    open_teacher,
+)
 from flowprior.autoencoder.softvq_terms import SoftVQTerms
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
+from flowprior.core.artifacts import digests, provenance
 from flowprior.core.device import start_accelerator
-from flowprior.core.io import provenance, write_csv
+from flowprior.core.io import write_csv
 from flowprior.core.rng import Draw
 from flowprior.core.root import find_root, state_root
 from flowprior.core.shards import ShardReader
 from flowprior.core.trained import save_trained
-from flowprior.encoders.networks import trained_transformer
 from flowprior.figures.plots import alignment_figure, save_figure
 from flowprior.images.batches import random_batches
 from flowprior.images.opening import open_both_splits
 from flowprior.images.sets import check_images
 from flowprior.prior.flow_prior import FlowPrior
-from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, PerceptualTerm
+from flowprior.reconstruction.terms import ImageLosses
 from flowprior.training.ahead import Ahead
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer
+from flowprior.training.session import Session
 
 STAGE = "train_ae"
 HEADLINE = ("held_out_alignment_loss", "spearman_r5")
@@ -57,33 +63,15 @@ def main(cfg: Params, root: Path) -> None:
     )
     device = start_accelerator(settings.precision).device
     teacher = open_teacher(cfg.autoencoder, settings, cfg.on_digits, size, cfg.seed, device)
-    name, patch_size = settings.encoder, settings.patch_size
-    encoder = None if name is None else trained_transformer(name, size, patch_size)
-    read = {
-        "images": train,
-        "held_out_images": held_out,
-        "targets": targets,
-        "flow_prior": prior,
-        "encoder": encoder,
-        "teacher": teacher,
-    }
-    inputs = {name: part.digest for name, part in read.items() if part is not None}
-    with Session(
-        STAGE,
-        behaviour=cfg.behaviour(STAGE),
-        config=cfg.tracked(STAGE),
-        inputs=inputs,
-        seed=cfg.seed,
-        plan=Plan(**settings.plan),
-        root=state_root(root),
-    ) as session:
+    encoder = open_encoder(settings, size)
+    inputs = digests(images=train, held_out_images=held_out, targets=targets, flow_prior=prior)
+    inputs |= digests(encoder=encoder, teacher=teacher)
+    with Session(STAGE, inputs=inputs, root=state_root(root), **cfg.session(STAGE)) as session:
         trainee = build_trainee(config, settings, teacher, encoder, cfg.seed)
         last_layer = trainee.autoencoder.last_layer
         optimizer = Optimizer(**settings.optimizer.model_dump(), undecayed=trainee.undecayed)
         learner = session.learner("autoencoder", trainee, optimizer)
-        perceptual = PerceptualTerm(**settings.perceptual.model_dump())
-        adversarial = AdversarialTerm(**settings.adversarial.model_dump())
-        reconstruct = ImageLosses(session, perceptual, adversarial)
+        reconstruct = ImageLosses.build(session, settings)
         softvq = SoftVQTerms(settings.softvq.entropy_weight, settings.softvq.representation_weight)
         sample = targets.column("train", "vectors").sample
         prior.to(session.device)

@@ -15,7 +15,8 @@ from pathlib import Path
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
 from flowprior.core import rng
-from flowprior.core.io import provenance, write_csv
+from flowprior.core.artifacts import digests, provenance
+from flowprior.core.io import write_csv
 from flowprior.core.root import find_root, state_root
 from flowprior.core.shards import ShardReader
 from flowprior.flow.losses import flow_matching_loss
@@ -25,7 +26,8 @@ from flowprior.prior.batches import draw_noise, targets_at_hand
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.held_out import held_out_metrics
 from flowprior.prior.projection import Projection
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer
+from flowprior.training.session import Session
 
 STAGE = "train_flow"
 
@@ -36,13 +38,7 @@ def main(cfg: Params, root: Path) -> None:
     targets = ShardReader.open(root / "data/targets", "targets", "the stage `project`")
     train = targets.column("train", "vectors")
     with Session(
-        STAGE,
-        behaviour=cfg.behaviour(STAGE),
-        config=cfg.tracked(STAGE),
-        inputs={"targets": targets.digest},
-        seed=cfg.seed,
-        plan=Plan(**settings.plan),
-        root=state_root(root),
+        STAGE, inputs=digests(targets=targets), root=state_root(root), **cfg.session(STAGE)
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             velocity = VelocityMLP(train.shape[1], settings.width, settings.depth)
@@ -69,7 +65,7 @@ def main(cfg: Params, root: Path) -> None:
             prior.to(session.device)
             prior.save(
                 root / "data/flow_prior",
-                provenance({"targets": targets.digest}, "torch"),
+                provenance(digests(targets=targets), "torch"),
                 source=targets.manifest["source"],
             )
             write_csv(root / f"metrics/curves/{STAGE}.csv", session.curves["train"])

@@ -17,7 +17,8 @@ import torch
 from flowprior.config.presets import load_params
 from flowprior.config.schema import Params
 from flowprior.core import rng
-from flowprior.core.io import provenance, write_csv
+from flowprior.core.artifacts import digests, provenance
+from flowprior.core.io import write_csv
 from flowprior.core.root import find_root, state_root
 from flowprior.core.shards import ShardReader
 from flowprior.core.trained import save_trained
@@ -25,7 +26,8 @@ from flowprior.generators.latents import LabelledLatents, held_out_loss
 from flowprior.generators.protocol import Batch
 from flowprior.generators.registry import build_generator
 from flowprior.training.ahead import Ahead
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer
+from flowprior.training.session import Session
 
 STAGE = "train_mar"
 
@@ -36,13 +38,7 @@ def main(cfg: Params, root: Path) -> None:
     latents = ShardReader.open(root / "data/latents", "latents", "the stage `encode_latents`")
     train = LabelledLatents(latents, "train")
     with Session(
-        STAGE,
-        behaviour=cfg.behaviour(STAGE),
-        config=cfg.tracked(STAGE),
-        inputs={"latents": latents.digest},
-        seed=cfg.seed,
-        plan=Plan(**settings.plan),
-        root=state_root(root),
+        STAGE, inputs=digests(latents=latents), root=state_root(root), **cfg.session(STAGE)
     ) as session:
         with rng.scoped(cfg.seed, STAGE, "init"):
             model = build_generator(
@@ -80,7 +76,7 @@ def main(cfg: Params, root: Path) -> None:
                     "latents_mean": latents.manifest["mean"],
                     "latents_std": latents.manifest["std"],
                 },
-                provenance({"latents": latents.digest}, "torch", "timm"),
+                provenance(digests(latents=latents), "torch", "timm"),
             )
             write_csv(root / f"metrics/curves/{STAGE}.csv", session.curves["train"])
             held_out = LabelledLatents(latents, "validation")

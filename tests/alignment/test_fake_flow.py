@@ -15,7 +15,8 @@ from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.training.session import Plan, Session
+from flowprior.training.plan import Plan
+from flowprior.training.session import Session
 
 from .test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
 

@@ -22,8 +22,9 @@ import torch
 from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
-from flowprior.core.io import provenance
-from flowprior.core.shards import ShardReader, ShardWriter, to_float16
+from flowprior.core.artifacts import provenance
+from flowprior.core.shard_writer import ShardWriter, to_float16
+from flowprior.core.shards import ShardReader
 from flowprior.images.opening import open_images
 from flowprior.stats.neighbours import NeighbourIndex
 from tests.gpu.full_width import write_images

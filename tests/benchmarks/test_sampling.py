@@ -22,8 +22,9 @@ from flowprior.evaluation.digits import OnDigits
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.generation.sampler import Sampler, quickened
 from flowprior.images.opening import open_images
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
 from flowprior.mar.schedules import mask_schedule
+from flowprior.mar.shape import MARShape
 from flowprior.prior.projection import Projection
 
 from .conftest import autocast, keep

@@ -18,7 +18,8 @@ from flowprior.core.optim import adamw
 from flowprior.flow.losses import flow_matching_loss, grouped_loss
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.mar.masking import draw_masking
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 from flowprior.prior.projection import Projection
 
 from .conftest import autocast

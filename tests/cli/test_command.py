@@ -16,7 +16,8 @@ from flowprior.cli.command import main, picture
 from flowprior.core import rng
 from flowprior.core.trained import save_trained
 from flowprior.generation.sampler import Sampler
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 
 PROVENANCE = {"config": "", "inputs": {}, "packages": {}}
 NUM_CLASSES = 4

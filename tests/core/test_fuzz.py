@@ -21,17 +21,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowprior.core.io import (
-    MANIFEST,
-    ArtifactError,
-    load_tensors,
-    open_artifact,
-    read_json,
-    save_tensors,
-    write_json,
-    write_manifest,
-)
-from flowprior.core.shards import ShardReader, ShardWriter
+from flowprior.core.artifacts import MANIFEST, open_artifact, write_manifest
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
+from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shards import ShardReader
 from flowprior.core.tars import tar_members
 from flowprior.core.trained import load_trained
 from flowprior.evaluation.npz import NpzImages, write_npz

@@ -25,16 +25,8 @@ from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.config import params
 from flowprior.core import rng
-from flowprior.core.io import (
-    MANIFEST,
-    ArtifactError,
-    load_tensors,
-    open_artifact,
-    read_json,
-    save_tensors,
-    write_json,
-    write_manifest,
-)
+from flowprior.core.artifacts import MANIFEST, open_artifact, write_manifest
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from flowprior.core.shards import ShardReader
 from flowprior.core.tars import MAX_TAR_HEADER_BYTES, tar_members
 from flowprior.core.trained import Trained, load_trained, save_trained
@@ -43,7 +35,8 @@ from flowprior.evaluation.npz import NpzImages
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.images.decoding import decode
 from flowprior.images.shards import WebShards
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.flow_prior import flow_prior as prior_module
 

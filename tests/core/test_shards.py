@@ -15,8 +15,10 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowprior.core.io import MANIFEST, ArtifactError, read_json, write_manifest
-from flowprior.core.shards import Column, ShardReader, ShardWriter
+from flowprior.core.artifacts import MANIFEST, write_manifest
+from flowprior.core.io import ArtifactError, read_json
+from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shards import Column, ShardReader
 
 KIND, MAKER = "vectors", "the stage `make_vectors`"
 SHARD = "train-000000.tar"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.core import rng
-from flowprior.core.io import MANIFEST, ArtifactError, load_tensors, read_json, save_tensors
+from flowprior.core.artifacts import MANIFEST
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors
 from flowprior.core.trained import Trained, load_trained, save_trained
 
 KIND = "toy"

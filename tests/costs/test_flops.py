@@ -34,7 +34,8 @@ from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors, stratified_times
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.mar.masking import draw_masking
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 
 CPU = torch.device("cpu")
 SHAPE = Shape(

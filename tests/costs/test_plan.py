@@ -24,7 +24,7 @@ import train_mar
 from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.config import params
 from flowprior.core import rng
-from flowprior.core.shards import ShardWriter, to_float16
+from flowprior.core.shard_writer import ShardWriter, to_float16
 from flowprior.costs import plan
 from flowprior.costs import stages as costs
 from flowprior.costs.flops import H100, num_parameters

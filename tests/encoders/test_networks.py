@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from flowprior.core import rng
 from flowprior.core.io import file_digest, save_tensors
-from flowprior.encoders.networks import (
+from flowprior.encoders.diffusers_latents import (
     DEFAULT_AUTOENCODER,
-    DEFAULT_TRANSFORMER,
     DIFFUSERS_WEIGHTS,
-    TIMM_WEIGHTS,
-    Encoder,
     autoencoder_latents,
+)
+from flowprior.encoders.encoder import Encoder
+from flowprior.encoders.networks import (
+    DEFAULT_TRANSFORMER,
+    TIMM_WEIGHTS,
     patch_tokens,
     trained_transformer,
 )

@@ -75,13 +75,25 @@ def listed(root: Path) -> list[Experiment]:
     return experiments(entries(read_tables_file(root / "tables.yaml"), root))
 
 
+def copy_of_the_tree(target: Path) -> Path:
+    """This working tree as it is (tracked and new files, but for results), as a git repository of its own."""
+    for name in run_git(ROOT, "ls-files", "-z", "-c", "-o", "--exclude-standard").split("\0"):
+        if name and (ROOT / name).is_file() and not name.startswith(("metrics/", "dvc.lock")):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    run_git(target, "init", "-q", "-b", "main")
+    run_git(target, "config", "user.name", "tester")
+    run_git(target, "config", "user.email", "tester@example.com")
+    run_git(target, "add", "-A")
+    run_git(target, "commit", "-qm", "begin")
+    return target
+
+
 FAKE_DVC = Path(__file__).with_name("fake_dvc.py")
 
 
 @pytest.fixture
-def fake_dvc(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def fake_dvc(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """`fake_dvc.py` on PATH in DVC's place, of an environment without GPUs; the folder of what it notes and obeys."""
     notes = tmp_path / "notes"
     binary = tmp_path / "bin/dvc"

@@ -1,5 +1,6 @@
 """Results: what a file holds, and what makes it old."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -123,8 +124,7 @@ def test_committed_results_can_be_read() -> None:
 def test_stages_are_a_chain() -> None:
     """Each reads what the one before wrote, so that all that follow an outdated stage are outdated."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    names = list(STAGES)
-    for before, after in zip(names[:-1], names[1:], strict=True):
+    for before, after in itertools.pairwise(STAGES):
         outs = [out if isinstance(out, str) else next(iter(out)) for out in stages[before]["outs"]]
         assert set(outs) & set(stages[after]["deps"]), (before, after)
 

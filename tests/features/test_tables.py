@@ -25,16 +25,17 @@ from torch import Tensor
 from flowprior.core import rng
 from flowprior.core.io import file_digest
 from flowprior.data import tables
-from flowprior.features.tables import (
-    BLOCK,
+from flowprior.features.codebooks import CODEBOOK_KEY, codebook_table
+from flowprior.features.embeddings import (
     BUNDLED_TEXT_MODEL,
     BUNDLED_TEXT_SHA256,
-    CODEBOOK_KEY,
     EMBEDDING_KEYS,
+    embedding_table,
+)
+from flowprior.features.tables import (
+    BLOCK,
     HELD_OUT,
     Table,
-    codebook_table,
-    embedding_table,
     file_table,
     gaussian_table,
     held_out_rows,

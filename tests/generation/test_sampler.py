@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from flowprior.core import rng
 from flowprior.generation.sampler import quickened
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 
 SETTINGS: list[dict[str, Any]] = [
     {"guidance_scale": 1.0, "solver": "euler"},

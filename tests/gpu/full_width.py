@@ -25,14 +25,17 @@ from PIL import Image
 
 from flowprior.config import params
 from flowprior.core import rng
-from flowprior.core.io import provenance, write_json
-from flowprior.core.shards import ShardReader, ShardWriter
+from flowprior.core.artifacts import provenance
+from flowprior.core.io import write_json
+from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shards import ShardReader
 from flowprior.costs import plan
 from flowprior.costs import stages as costs
 from flowprior.costs.flops import sampling_flops
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.generation.sampler import quickened
-from flowprior.mar.model import MAR, MARShape
+from flowprior.mar.model import MAR
+from flowprior.mar.shape import MARShape
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.training.session import Session
 

@@ -1,66 +1,69 @@
-"""Which files of the project does a script import, directly or through others?"""
+"""Which rooms of the project does a script import, directly, through others, or by a name of a registry?"""
 
 import ast
+import importlib
+from functools import cache
 from pathlib import Path
 
+import grimp
+
+from flowprior.core.registry import Registry
+
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = {"stages/params.py", "stages/toy/study_params.py"}
-"""DVC tracks the values of the parameters, not the files that check them."""
-PACKAGE_DATA = {"src/flowprior/encoders/shipped.py": "src/flowprior/data/digits"}
-"""What a module reads besides its imports."""
+NEVER = ("flowprior.config", "flowprior.ops")
+"""DVC tracks the values of parameters, not what checks them; and tracking, costs and locks decide no result."""
 
 
-def imported_files(path: Path) -> set[Path]:
-    """Files of the project that one file imports, wherever in it the import stands, but for type checking."""
-    found: set[Path] = set()
-    for node in _run_time_nodes(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            found |= _files_of(name, path.parent)
-    return found
+@cache
+def graph() -> grimp.ImportGraph:
+    """Imports at run time between all modules of the package."""
+    return grimp.build_graph("flowprior", exclude_type_checking_imports=True, cache_dir=None)
 
 
-def closure(script: Path) -> list[str]:
-    """Everything a script is made of, itself included, relative to the root, sorted."""
-    seen: set[Path] = set()
-    waiting = [script.resolve()]
+def imported_by(script: Path) -> set[str]:
+    """Modules of the package that a script names."""
+    names = set()
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("flowprior"):
+            both = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names |= both & graph().modules
+    return names
+
+
+def closure(script: Path) -> set[str]:
+    """Modules that a script is made of; those of `NEVER` and sections of the parameters are not looked into."""
+    seen: set[str] = set()
+    waiting = imported_by(script)
     while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen.add(path)
-            waiting += imported_files(path)
-    names = {path.relative_to(ROOT).as_posix() for path in seen} - LEFT_OUT
-    names |= {data for module, data in PACKAGE_DATA.items() if module in names}
-    return sorted(name for name in names if not _is_empty(name))
+        module = waiting.pop()
+        if module in seen or module.startswith(NEVER):
+            continue
+        seen.add(module)
+        if module.endswith(".names"):
+            waiting |= homes(module)
+        if not module.endswith(".config"):
+            waiting |= graph().find_modules_directly_imported_by(module)
+    return seen
 
 
-def _run_time_nodes(tree: ast.AST) -> list[ast.AST]:
-    nodes: list[ast.AST] = []
-    for node in ast.iter_child_nodes(tree):
-        checks_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        if not checks_types:
-            nodes += [node, *_run_time_nodes(node)]
-    return nodes
+def homes(names: str) -> set[str]:
+    """Modules where what a room's registries name is defined."""
+    found = importlib.import_module(names)
+    registries = [part for part in vars(found).values() if isinstance(part, Registry)]
+    return {place.partition(":")[0] for registry in registries for place in registry.homes.values()}
 
 
-def _files_of(name: str, beside: Path) -> set[Path]:
-    """The module's file and the `__init__` of every package above it; nothing for a library's."""
-    parts = name.split(".")
-    if parts[0] == "flowprior":
-        base = ROOT / "src"
-        found = {base.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)}
-        found.add(base.joinpath(*parts).with_suffix(".py"))
-        return {path for path in found if path.is_file()}
-    if not beside.is_relative_to(ROOT / "stages"):
-        return set()
-    candidates = (folder / f"{name}.py" for folder in (beside, ROOT / "stages"))
-    return set(list(filter(Path.is_file, candidates))[:1])
+def rooms(script: Path) -> set[str]:
+    """Folders of the package that a script is made of."""
+    parts = (module.split(".") for module in closure(script))
+    return {part[1] for part in parts if len(part) > 2}
 
 
-def _is_empty(name: str) -> bool:
-    return name.endswith("__init__.py") and not (ROOT / name).read_text(encoding="utf-8").strip()
+def plugin_rooms(script: Path) -> set[str]:
+    """Folders of `plugins/` that a script may load from."""
+    found = set()
+    for module in closure(script):
+        if module.endswith(".names"):
+            registries = vars(importlib.import_module(module)).values()
+            found |= {part.room for part in registries if isinstance(part, Registry)}
+    return found

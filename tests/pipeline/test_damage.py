@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flowprior.core.io import MANIFEST, SCHEMA_VERSION
+from flowprior.core.artifacts import MANIFEST, SCHEMA_VERSION
 
 from .test_pipeline import BIN, STAGES, clone, hashes
 

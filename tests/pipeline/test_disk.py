@@ -17,10 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.core.io import atomic_dir, load_tensors, save_tensors, write_json
-from flowprior.core.shards import ShardReader, ShardWriter
+from flowprior.core.artifacts import atomic_dir
+from flowprior.core.io import load_tensors, save_tensors, write_json
+from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shards import ShardReader
 from flowprior.core.trained import load_trained, save_trained
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer, Plan
+from flowprior.training.session import Session
 
 from .test_damage import stage
 from .test_pipeline import clone, hashes

@@ -18,9 +18,11 @@ import psutil  # DVC needs it
 import pytest
 import yaml
 
-from flowprior.core.io import STALE_SECONDS, atomic_dir, write_atomic
+from flowprior.core.artifacts import STALE_SECONDS, atomic_dir
+from flowprior.core.io import write_atomic
 from flowprior.core.locks import hold
-from flowprior.training.session import FINISHED_KEPT, Session, _forget_finished
+from flowprior.training.checkpoints import FINISHED_KEPT
+from flowprior.training.session import Session
 
 from .closure import ROOT
 from .test_pipeline import BIN, STAGES, USED, clone, hashes, stages_run

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import flowprior
 from flowprior import FlowPrior
 from flowprior.core import rng
-from flowprior.core.io import MANIFEST, ArtifactError, read_json, write_manifest
+from flowprior.core.artifacts import MANIFEST, write_manifest
+from flowprior.core.io import ArtifactError, read_json
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.prior.flow_prior import FORMAT_VERSION, KIND

@@ -29,7 +29,8 @@ from flowprior.reconstruction.adversarial import (
     lecam,
 )
 from flowprior.reconstruction.discriminator import Discriminator, FrozenFeatures
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer, Plan
+from flowprior.training.session import Session
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 WIDTH, SIDE, BATCH = 64, 16, 4

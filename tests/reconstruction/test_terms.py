@@ -16,7 +16,8 @@ from flowprior.reconstruction.discriminator import Discriminator, FrozenFeatures
 from flowprior.reconstruction.perceptual import Perceptual
 from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, PerceptualTerm
 from flowprior.training import image_losses
-from flowprior.training.session import Plan, Session
+from flowprior.training.plan import Plan
+from flowprior.training.session import Session
 
 from .test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
 

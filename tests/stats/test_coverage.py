@@ -12,15 +12,14 @@ from numpy import ndarray
 from scipy import stats
 
 from flowprior.metrics import coverage as module
+from flowprior.stats.clouds import Coverage
 from flowprior.stats.coverage import (
-    Coverage,
-    collapse_signs,
     coverage_of,
     energy_distance,
-    match_report,
     neighbour_log_distances,
     sliced_wasserstein,
 )
+from flowprior.stats.match import collapse_signs, match_report
 from flowprior.stats.neighbours import NeighbourIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")

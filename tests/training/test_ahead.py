@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from flowprior.training.ahead import Ahead
-from flowprior.training.session import Plan, Session
+from flowprior.training.plan import Plan
+from flowprior.training.session import Session
 
 
 def session(root: Path, steps: int = 4, accumulate: int = 1) -> Session:

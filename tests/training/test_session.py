@@ -23,14 +23,9 @@ from torch import Tensor, nn
 from flowprior.core import rng
 from flowprior.core.optim import ema_decay
 from flowprior.training import session as session_module
-from flowprior.training.session import (
-    FINISHED_KEPT,
-    NonFiniteError,
-    Optimizer,
-    Plan,
-    Session,
-    hold,
-)
+from flowprior.training.checkpoints import FINISHED_KEPT
+from flowprior.training.plan import NonFiniteError, Optimizer, Plan
+from flowprior.training.session import Session, hold
 
 STEPS = 11
 PLAN = Plan(num_steps=STEPS, log_steps=4, checkpoint_steps=3, precision="fp32")

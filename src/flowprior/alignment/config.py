@@ -4,25 +4,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flowprior.core.registry import Registry
+from flowprior.alignment.names import OBJECTIVES
 from flowprior.core.section import Section
-
-OBJECTIVES = Registry(
-    "alignment",
-    "objective",
-    {
-        "none": "flowprior.alignment.objective:Unaligned",
-        "flow_prior": "flowprior.alignment.flows:FlowAlignment",
-        "likelihood": "flowprior.alignment.flows:WeightedAlignment",
-        "elbo": "flowprior.alignment.flows:EvidenceBound",
-        "sds": "flowprior.alignment.flows:ScoreDistillation",
-        "dmd": "flowprior.alignment.flows:DistributionMatching",
-        "sliced_w2": "flowprior.alignment.samples:SlicedWasserstein",
-        "mmd": "flowprior.alignment.samples:MaximumMeanDiscrepancy",
-        "moments": "flowprior.alignment.samples:MomentMatching",
-        "kl": "flowprior.alignment.objective:GaussianKL",
-    },
-)
 
 
 class Pull(Section):

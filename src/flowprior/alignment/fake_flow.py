@@ -7,7 +7,8 @@ from flowprior.alignment.flows import DistributionMatching
 from flowprior.alignment.objective import Objective
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
-from flowprior.training.session import Optimizer, Session
+from flowprior.training.plan import Optimizer
+from flowprior.training.session import Session
 
 
 class FakeFlow:

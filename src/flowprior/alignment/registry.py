@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flowprior.alignment.config import OBJECTIVES
+from flowprior.alignment.names import OBJECTIVES
 from flowprior.alignment.objective import Material, Objective, Sample
 from flowprior.prior.flow_prior import FlowPrior
 
@@ -19,7 +19,7 @@ def build_objective(
     """The objective of that name.
 
     Args:
-        name: Of `flowprior.alignment.config.OBJECTIVES`, or a plugin's; a class with a classmethod
+        name: Of `flowprior.alignment.names.OBJECTIVES`, or a plugin's; a class with a classmethod
             `build(material, **options)`.
         prior: The frozen prior; asked by flow_prior, likelihood, elbo, sds and dmd.
         targets: Draws projected targets; asked by sliced_w2, mmd and moments.

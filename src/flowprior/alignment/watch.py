@@ -104,5 +104,7 @@ def training_metrics(
 def caption(metrics: Mapping[str, float | int | None]) -> str:
     """Rank correlation of alignment loss and mean log r_5 in words; empty where it is not known."""
     k = NEIGHBOURS[1]
-    values = [metrics[f"spearman_r{k}{end}"] for end in ("", "_low", "_high")]
-    return "" if None in values else "Spearman {:.3f}, 95% CI [{:.3f}, {:.3f}]".format(*values)
+    value, low, high = (metrics[f"spearman_r{k}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    return f"Spearman {value:.3f}, 95% CI [{low:.3f}, {high:.3f}]"

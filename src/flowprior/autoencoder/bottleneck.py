@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowprior.autoencoder.config import BOTTLENECKS
+from flowprior.autoencoder.names import BOTTLENECKS
 from flowprior.core.codes import Codes
 
 
@@ -65,7 +65,7 @@ def build_bottleneck(
     """The bottleneck of the given kind, from the encoder's width to the latents' channels.
 
     Args:
-        kind: Of `flowprior.autoencoder.config.BOTTLENECKS`.
+        kind: Of `flowprior.autoencoder.names.BOTTLENECKS`.
         width: Channels of the encoder's tokens.
         dim: Channels d of a latent.
         num_tokens: Latent tokens n.

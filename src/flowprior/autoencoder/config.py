@@ -4,23 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flowprior.core.registry import Registry
+from flowprior.autoencoder.names import AUTOENCODERS, BOTTLENECKS
 from flowprior.core.section import Section
 from flowprior.reconstruction.config import Adversarial, Perceptual
 from flowprior.training.config import LargeTraining
-
-AUTOENCODERS = Registry(
-    "autoencoder", "autoencoder", {"vit": "flowprior.autoencoder.vit:build_autoencoder"}
-)
-BOTTLENECKS = Registry(
-    "autoencoder",
-    "bottleneck",
-    {
-        "plain": "flowprior.autoencoder.bottleneck:PlainBottleneck",
-        "kl": "flowprior.autoencoder.bottleneck:KLBottleneck",
-        "softvq": "flowprior.autoencoder.softvq:SoftVQBottleneck",
-    },
-)
 
 
 class Autoencoder(Section):

@@ -49,6 +49,13 @@ class Encoding:
         bar = tqdm(pieces, desc=name, disable=hidden)
         return zip(bar, in_turn(self._accelerator, len(pieces), work), strict=False)
 
+    def assist(self, *sets: ImageSet) -> None:
+        """What ranks other than the first do: their part of what it asks for by `encoded` and `damaged`."""
+        for images in sets:
+            for _ in self.encoded(images, ""):
+                pass
+        self.damaged(*sets)
+
     @torch.no_grad()
     def restored(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Images there and back, float32 on the CPU."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from flowprior.autoencoder.bottleneck import Codebooks
-from flowprior.autoencoder.config import AUTOENCODERS
+from flowprior.autoencoder.names import AUTOENCODERS
 from flowprior.autoencoder.shape import Shape
 from flowprior.core.codes import Codes
 
@@ -30,6 +30,10 @@ class ImageAutoencoder(Protocol):
         """Images [b, c, H, W] in [-1, 1] to latents [b, n, d]; `noise` samples a posterior where there is one."""
         ...
 
+    def __call__(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Codes]:
+        """Reconstructions and codes."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [b, n, d] to images [b, c, H, W], not clamped."""
         ...
@@ -39,7 +43,7 @@ def autoencoder_from(config: Mapping[str, Any]) -> Any:
     """An autoencoder by its config; reads torch's global stream for its initialisation.
 
     Args:
-        config: `model` (a name of `flowprior.autoencoder.config.AUTOENCODERS` or a plugin's: what it stands for is
+        config: `model` (a name of `flowprior.autoencoder.names.AUTOENCODERS` or a plugin's: what it stands for is
             called with shape, name of the bottleneck, codebooks and the options), `shape` (a `Shape` as a dict),
             `bottleneck`, `codebooks` (of softvq, a `Codebooks` as a dict) and `options`.
 

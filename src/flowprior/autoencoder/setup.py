@@ -11,7 +11,7 @@ from flowprior.autoencoder.representation import RepresentationHead
 from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.softvq_terms import Teacher, Trainee
 from flowprior.core import rng
-from flowprior.encoders.networks import TrainedTransformer, patch_tokens
+from flowprior.encoders.networks import TrainedTransformer, patch_tokens, trained_transformer
 from flowprior.encoders.shipped import DigitsEncoder
 
 TAG = "train_ae"
@@ -76,6 +76,13 @@ def build_trainee(
     if settings.gradient_checkpointing:
         autoencoder.checkpoint_gradients(True)
     return Trainee(autoencoder, head)
+
+
+def open_encoder(settings: TrainAutoencoder, image_size: int) -> TrainedTransformer | None:
+    """The trained transformer that the encoder starts from; None where `train_ae.encoder` is null."""
+    if settings.encoder is None:
+        return None
+    return trained_transformer(settings.encoder, image_size, settings.patch_size)
 
 
 def open_teacher(

@@ -83,23 +83,14 @@ def _merge(
     for name in [*scale, *(name for name in ours if name not in scale)]:
         key = f"{prefix}{name}"
         mine, theirs = ours.get(name, DEFERS), scale.get(name, DEFERS)
-        if isinstance(mine, Mapping) or isinstance(theirs, Mapping):
+        nested = [part for part in (mine, theirs) if isinstance(part, Mapping)]
+        if nested and all(part == DEFERS or isinstance(part, Mapping) for part in (mine, theirs)):
             parts = [part if isinstance(part, Mapping) else {} for part in (mine, theirs)]
-            if (
-                mine == DEFERS
-                or theirs == DEFERS
-                or all(isinstance(p, Mapping) for p in (mine, theirs))
-            ):
-                merged[name] = _merge(parts[0], parts[1], f"{key}.", origins, file)
-                continue
-        if name == "preset" and not prefix:
-            merged[name], origins[key] = mine, "params.yaml"
-        elif mine != DEFERS:
-            merged[name], origins[key] = mine, "params.yaml"
-        elif theirs != DEFERS:
+            merged[name] = _merge(parts[0], parts[1], f"{key}.", origins, file)
+        elif mine == DEFERS and theirs != DEFERS:
             merged[name], origins[key] = theirs, file
-        else:  # a key that is unknown, or one that the preset lacks: the check says which
-            merged[name], origins[key] = DEFERS, "params.yaml"
+        else:  # `preset` on both sides: a key that is unknown or that the preset lacks, the check says which
+            merged[name], origins[key] = mine, "params.yaml"
     return merged
 
 

@@ -12,6 +12,7 @@ from flowprior.alignment.config import Align
 from flowprior.autoencoder.config import Autoencoder, EncodeLatents, TrainAutoencoder
 from flowprior.config.messages import ParamsError
 from flowprior.config.versions import VERSIONS, without_neutral
+from flowprior.core.registry import plugin_digests
 from flowprior.core.root import find_root, state_root
 from flowprior.core.section import Section
 from flowprior.evaluation.config import Evaluation
@@ -178,9 +179,18 @@ class Params(Section):
         return {name: plain[name] for name in STAGES[stage]}
 
     def behaviour(self, stage: str) -> dict[str, Any]:
-        """What decides a stage's result besides its inputs: the version of its behaviour, and its parameters."""
+        """What decides a stage's result besides its inputs: its version, its parameters, and the plugins they name."""
         config = without_neutral(self.tracked(stage))
-        return {"version": VERSIONS[stage], "config": config}
+        return {"version": VERSIONS[stage], "config": config, "plugins": plugin_digests(config)}
+
+    def session(self, stage: str) -> dict[str, Any]:
+        """Arguments of the `flowprior.training.session.Session` of a training stage."""
+        return {
+            "behaviour": self.behaviour(stage),
+            "config": self.tracked(stage),
+            "seed": self.seed,
+            "plan": getattr(self, stage).plan,
+        }
 
     def notes(self) -> list[str]:
         """What is allowed but may not be meant, a line each."""

@@ -7,6 +7,7 @@ takes a file and a line there; a user's own takes a file `plugins/<room>/<module
 
 import ast
 import difflib
+import hashlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,13 +32,13 @@ class Registry:
     def __init__(self, room: str, kind: str, homes: Mapping[str, str]) -> None:
         self.room = room
         self.kind = kind
-        self._homes = dict(homes)
+        self.homes = dict(homes)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._homes)
+        return iter(self.homes)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._homes
+        return name in self.homes
 
     def check(self, name: str) -> str:
         """The name, if it is known or is a plugin that is there; imports nothing.
@@ -45,7 +46,7 @@ class Registry:
         Raises:
             ValueError: It is neither; says which names there are and which is nearest.
         """
-        if name not in self._homes:
+        if name not in self.homes:
             self._plugin(name)
         return name
 
@@ -55,24 +56,24 @@ class Registry:
         Raises:
             ValueError: The name is unknown, or the plugin cannot be imported.
         """
-        if name in self._homes:
-            module, _, attribute = self._homes[name].partition(":")
+        if name in self.homes:
+            module, _, attribute = self.homes[name].partition(":")
             return getattr(import_module(module), attribute)
         path, attribute = self._plugin(name)
         root = str(path.parents[2])
         if root not in sys.path:
             sys.path.append(root)
-        module = import_module(f"{PLUGINS}.{self.room}.{path.stem}")
-        if Path(module.__file__ or "").resolve() != path:
-            raise ValueError(f"{name} was imported from {module.__file__}, expected {path}")
-        return getattr(module, attribute)
+        plugin = import_module(f"{PLUGINS}.{self.room}.{path.stem}")
+        if Path(plugin.__file__ or "").resolve() != path:
+            raise ValueError(f"{name} was imported from {plugin.__file__}, expected {path}")
+        return getattr(plugin, attribute)
 
     def _plugin(self, name: str) -> tuple[Path, str]:
         """File and attribute of a user's own."""
         parts = re.fullmatch(rf"{PLUGINS}\.(\w+)\.(\w+):(\w+)", name)
         if parts is None:
             own = f"your own: {PLUGINS}.{self.room}.<module>:<name>"
-            raise ValueError(f"found {name!r}, {allowed(name, self._homes)}; {own}")
+            raise ValueError(f"found {name!r}, {allowed(name, self.homes)}; {own}")
         room, module, attribute = parts.groups()
         if room != self.room:
             raise ValueError(f"found {name!r}; a {self.kind} lies in {PLUGINS}/{self.room}/")
@@ -83,6 +84,21 @@ class Registry:
         if attribute not in defined:
             raise ValueError(f"{path} has no {attribute!r}, {allowed(attribute, defined)}")
         return path.resolve(), attribute
+
+
+def plugin_digests(tree: object) -> dict[str, str]:
+    """Sha256 of the file of every plugin that some parameters name, by the plugin's name.
+
+    Args:
+        tree: Parameters as plain values, nested.
+    """
+    if isinstance(tree, Mapping):
+        return {k: v for part in tree.values() for k, v in plugin_digests(part).items()}
+    parts = re.fullmatch(rf"{PLUGINS}\.(\w+)\.(\w+):\w+", tree) if isinstance(tree, str) else None
+    if parts is None:
+        return {}
+    path = find_root() / PLUGINS / parts[1] / f"{parts[2]}.py"
+    return {str(tree): hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def allowed(found: str, choices: Iterable[str]) -> str:

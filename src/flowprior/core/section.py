@@ -1,4 +1,4 @@
-"""What every section of the parameters is made of; pydantic only, so that mistakes are told before torch is imported."""
+"""What every section of the parameters is made of; pydantic only, so that mistakes are told without torch."""
 
 from pydantic import BaseModel, ConfigDict
 

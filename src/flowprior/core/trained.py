@@ -7,17 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from flowprior.core.io import (
-    MANIFEST,
-    ArtifactError,
-    atomic_dir,
-    load_tensors,
-    open_artifact,
-    read_json,
-    save_tensors,
-    write_json,
-    write_manifest,
-)
+from flowprior.core.artifacts import MANIFEST, atomic_dir, open_artifact, write_manifest
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from flowprior.core.sizes import check_model
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -1,16 +1,14 @@
 """What a training step costs before it is run: floating-point operations and memory, on the meta device.
 
-Nothing is computed and nothing allocated: modules and tensors of the meta device have shapes only.
-Operations are those of torch's own counter (matrix products, convolutions, attention; a
-multiplication and an addition are two); what is left out, elementwise arithmetic, costs time but
-hardly any operations.
+Nothing is computed and nothing is allocated: modules and tensors of the meta device have shapes only. Operations are
+those of torch's own counter (matrix products, convolutions and attention; a multiplication and an addition are two).
+Elementwise arithmetic is left out, which costs time but hardly any operations.
 """
 
-import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,64 +16,31 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowprior.mar.model import MAR
-from flowprior.mar.schedules import guided_spans, head_schedule, mask_schedule
+from flowprior.costs.hardware import Precision
 
-Precision = Literal["fp32", "bf16"]
 META = torch.device("meta")
-LEARNED_BYTES = 20
-"""Of a learned parameter: weight, gradient, two moments of Adam, moving average; float32 each."""
-CHECKPOINT_BYTES = 16
-"""On disk: weight, two moments, moving average."""
-FROZEN_BYTES = 4
-COPY_BYTES = 2
-"""Of any parameter under autocast: the copy in bf16 that the backward pass asks for."""
+"""The device of tensors that have a shape and no numbers."""
 
 
 class Cost(NamedTuple):
-    """Of one step.
+    """What one step costs.
 
     Attributes:
-        flops: Operations, forward and backward.
-        kept_bytes: The most that is kept at one time for a backward pass; weights and their copies in
-            bf16 are not counted, nor what a checkpointed block computes again.
+        flops: Operations of the forward and the backward pass.
+        kept_bytes: The most that is kept at one time for a backward pass. Weights and their copies in bf16 are not
+            counted, nor what a checkpointed block computes again.
     """
 
     flops: int
     kept_bytes: int
 
 
-class Hardware(NamedTuple):
-    """One accelerator.
-
-    Attributes:
-        bf16_flops: Dense peak per second, with bf16 operands.
-        fp32_flops: With float32 operands; without TF32, which nothing here turns on.
-        memory_bytes: That can be used.
-        utilisation: Share of the peak that is reached.
-    """
-
-    bf16_flops: float
-    fp32_flops: float
-    memory_bytes: float
-    utilisation: float
-
-    def hours(self, flops: float | int, precision: Precision) -> float:
-        """Of one accelerator, for so many operations."""
-        peak = self.bf16_flops if precision == "bf16" else self.fp32_flops
-        return flops / (peak * self.utilisation) / 3600
-
-
-H100 = Hardware(bf16_flops=989e12, fp32_flops=67e12, memory_bytes=78 * 2**30, utilisation=0.4)
-"""NVIDIA H100 SXM, by its data sheet; a share of 0.4 is what transformers of this size reach."""
-
-
 def measure(step: Callable[[], Tensor | None], precision: Precision = "fp32") -> Cost:
     """The cost of a step that runs on meta tensors.
 
     Args:
-        step: Runs forward and returns a loss, of which the backward pass is counted as well, or
-            None where there is none. It may itself take backward passes on the way.
+        step: Runs forward and returns a loss, whose backward pass is counted as well, or None where there is no
+            loss. It may itself take backward passes on the way.
         precision: `bf16` casts as autocast does on a GPU.
     """
     keeper = _Keeper()
@@ -90,89 +55,10 @@ def measure(step: Callable[[], Tensor | None], precision: Precision = "fp32") ->
     return Cost(int(counter.get_total_flops()), keeper.peak)
 
 
-def num_parameters(modules: Iterable[nn.Module]) -> int:
-    """In all of them; one that several share counts once."""
-    return sum(p.numel() for p in {p for module in modules for p in module.parameters()})
-
-
-def state_bytes(
-    learned: Iterable[nn.Module], frozen: Iterable[nn.Module], precision: Precision = "fp32"
-) -> int:
-    """Memory of weights, gradients, moments and averages, and of the weights' copies in bf16."""
-    copies = COPY_BYTES if precision == "bf16" else 0
-    of_learned, of_frozen = LEARNED_BYTES + copies, FROZEN_BYTES + copies
-    return of_learned * num_parameters(learned) + of_frozen * num_parameters(frozen)
-
-
-def sampling_flops(
-    mar: MAR,
-    *,
-    num_iterations: int,
-    head_steps: int,
-    final_head_steps: int | None = None,
-    solver: str = "euler",
-    guided: bool = False,
-    guidance_interval: tuple[float | int, float | int] = (0.0, 1.0),
-) -> int:
-    """Operations of `MAR.sample` for one sequence: every pass of the transformers, every step of the head.
-
-    A pass is a quadratic in the number of visible tokens, counted at three of them; of the head,
-    which takes every vector by itself, one evaluation is counted. The embedding of a time, which
-    all sequences of a batch share, is left out.
-
-    Args:
-        mar: On the meta device.
-        num_iterations: As of `MAR.sample`, and so the others.
-        head_steps: In the first iteration.
-        final_head_steps: In the last.
-        solver: `heun` evaluates the head twice a step.
-        guided: Whether a guidance scale other than 1 is used.
-        guidance_interval: Times at which it is.
-    """
-    n, dim, width = mar.shape.num_tokens, mar.shape.dim, mar.shape.width
-    tokens = torch.empty(1, n, dim, device=META)
-    labels = torch.zeros(1, dtype=torch.long, device=META)
-    orders = torch.zeros(1, n, dtype=torch.long, device=META)
-
-    def transformers(masked: int) -> int:
-        def once() -> None:
-            mar.conditions(tokens, labels, orders, masked)
-
-        return measure(once).flops
-
-    def head(vectors: int) -> int:
-        def once() -> None:
-            x, c = (torch.empty(1, vectors, size, device=META) for size in (dim, width))
-            mar.head(x, torch.empty(1, 1, device=META), c)
-
-        return measure(once).flops
-
-    with torch.no_grad():
-        counted = {masked: transformers(masked) for masked in {0, n // 2, n}}
-        per_vector = (head(2) - head(1)) * (2 if solver == "heun" else 1)
-    total, masked = 0.0, n
-    steps_of = head_schedule(head_steps, final_head_steps, num_iterations)
-    for left, steps in zip(mask_schedule(n, num_iterations), steps_of, strict=True):
-        spans = guided_spans(steps, guidance_interval) if guided else []
-        doubled = sum(span.last - span.first for span in spans if span.guided)
-        total += _through(counted, masked) * (2 if doubled else 1)
-        total += per_vector * (steps + doubled) * (masked - left)
-        masked = left
-    return round(total)
-
-
-def _through(points: Mapping[int, int], x: int) -> float:
-    """The polynomial through the points, by Lagrange."""
-    return sum(
-        y * math.prod((x - other) / (at - other) for other in points if other != at)
-        for at, y in points.items()
-    )
-
-
 class _AsOnGPU(TorchFunctionMode):
-    """Attention that keeps no matrix of weights, and the casts of autocast, for meta tensors.
+    """Gives meta tensors what a GPU has: attention that keeps no matrix of weights, and the casts of autocast.
 
-    On the meta device torch writes attention out, and has no autocast.
+    On the meta device torch itself writes attention out and has no autocast.
     """
 
     _LOW = frozenset(
@@ -205,10 +91,10 @@ class _AsOnGPU(TorchFunctionMode):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """In the mode, in backward passes as well, where checkpointed blocks run forward again.
+        """Enter the mode, for backward passes too, in which checkpointed blocks run forward again.
 
-        Torch leaves a mode for as long as a function runs that the mode was asked about, such as
-        `Tensor.backward`. And `torch.autocast` knows no meta tensors: here it turns the casts on and off.
+        Torch leaves a mode for as long as a function runs that the mode was asked about, such as `Tensor.backward`.
+        And `torch.autocast` knows no meta tensors: in here it turns the casts on and off.
         """
         autograd: Any = torch.autograd
         torch_autocast, torch_engine = torch.autocast, autograd._engine_run_backward
@@ -252,13 +138,17 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _flash_can(args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether it is plain attention of three meta tensors [b, heads, n, channels]."""
+    """Whether the call is plain attention of three meta tensors [b, heads, n, channels]."""
     plain = kwargs.get("attn_mask") is None and not kwargs.get("is_causal")
     return plain and len(args) == 3 and all(x.ndim == 4 and x.device.type == "meta" for x in args)
 
 
 class _Keeper:
-    """What autograd keeps, by storage, and the most of it that lived at one time."""
+    """Counts what autograd keeps, by storage.
+
+    Attributes:
+        peak: The most bytes that were kept at one time.
+    """
 
     def __init__(self) -> None:
         self.peak = 0
@@ -266,7 +156,7 @@ class _Keeper:
         self._now = 0
 
     def pack(self, tensor: Tensor) -> Any:
-        """Count a tensor until nothing holds it any more."""
+        """Count a tensor's storage until nothing holds it any more."""
         whole = tensor if tensor._base is None else tensor._base
         if isinstance(whole, nn.Parameter) or hasattr(whole, "of_weight"):
             return _Held(tensor)
@@ -289,12 +179,12 @@ class _Keeper:
 
     @staticmethod
     def unpack(held: "_Held") -> Tensor:
-        """The tensor itself."""
+        """Give a tensor back to autograd."""
         return held.tensor
 
 
 class _Held:
-    """A tensor with an end that can be seen."""
+    """Holds a tensor for autograd; when it is let go, `weakref.finalize` tells."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -1,48 +1,59 @@
 """What a preset would cost, stage by stage, before any data or weights are there.
 
-Reads   params.yaml
-Prints  parameters, operations of a step, memory, disk and GPU-hours
-
-    make plan PRESET=imagenet PLAN='--gpus 8 --utilisation 0.5'
-
-`costs.py` says what is counted and what is left out.
+The plan has parameters, operations of a step, memory, disk and GPU-hours. `flowprior.costs.stages` says what is
+counted and what is left out.
 """
 
-from flowprior.config import params
-from flowprior.config.params import Params, ParamsError
-
-params.check(__name__)
-
-import argparse
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from flowprior.costs.flops import H100, Hardware, Precision, num_parameters, state_bytes
-from flowprior.costs.stages import STAGES, Facts, Work, assumed
+from flowprior.config.presets import DEFERS, resolve
+from flowprior.config.schema import Params
+from flowprior.config.yaml12 import read_yaml
+from flowprior.costs.facts import Facts
+from flowprior.costs.hardware import Hardware, Precision, num_parameters, state_bytes
+from flowprior.costs.stages import STAGES, Work, count
 
 GIB = 2**30
 BUCKET_BYTES = 4
-"""Of a learned parameter on more than one GPU: the buckets in which gradients are averaged."""
+"""Memory of a learned parameter on more than one GPU: the buckets in which gradients are averaged."""
+HEADS = (
+    "stage",
+    "learned M",
+    "frozen M",
+    "steps",
+    "batch",
+    "TFLOP/step",
+    "GFLOP/item",
+    "states GiB",
+    "kept GiB",
+    "GiB/GPU",
+    "GPUs >=",
+    "disk GiB",
+    "GPU-hours",
+    "",
+)
 
 
 class Row(NamedTuple):
-    """A line of the plan.
+    """What the plan says of a stage.
 
     Attributes:
         stage: Its name.
-        learned: Parameters.
-        frozen: Parameters.
-        steps: Number of them.
+        learned: Number of parameters that it trains.
+        frozen: Number of parameters that it only asks.
+        steps: Number of steps.
         batch: Items of a step.
-        step_flops: Operations of one, over all GPUs.
+        step_flops: Operations of a step, over all GPUs.
         state_bytes: Memory of weights, gradients, moments and averages, on each GPU.
         kept_bytes: Memory for the backward pass, over all GPUs.
-        disk_bytes: Artifact and checkpoint.
-        gpu_hours: At the stated utilisation.
-        precision: Of a step.
+        disk_bytes: Size of artifact and checkpoint.
+        gpu_hours: Hours of one GPU, at the stated utilisation.
+        precision: Precision of a step.
         parts: Operations for each item, by name.
+        uncounted: What is in none of the numbers, a line each.
     """
 
     stage: str
@@ -57,6 +68,7 @@ class Row(NamedTuple):
     gpu_hours: float
     precision: Precision
     parts: Mapping[str, float]
+    uncounted: Sequence[str] = ()
 
     def gpu_bytes(self, gpus: int) -> float:
         """Memory of each of so many GPUs."""
@@ -72,7 +84,7 @@ class Row(NamedTuple):
 
 
 def row(stage: str, work: Work, hardware: Hardware) -> Row:
-    """The line of a stage."""
+    """What the plan says of a stage that does this work."""
     learned, frozen = work.learned.values(), work.frozen.values()
     return Row(
         stage,
@@ -87,152 +99,111 @@ def row(stage: str, work: Work, hardware: Hardware) -> Row:
         hardware.hours(work.num_steps * work.cost.flops, work.precision),
         work.precision,
         work.parts,
+        work.uncounted,
     )
 
 
 def rows(cfg: Params, facts: Facts, hardware: Hardware) -> list[Row]:
-    """The whole plan."""
-    return [row(stage, plan(cfg, facts), hardware) for stage, plan in STAGES.items()]
+    """The whole plan, a row for each stage; errors as of `flowprior.costs.stages.count`."""
+    return [row(stage, count(stage, cfg, facts), hardware) for stage in STAGES]
+
+
+def describe(cfg: Params, facts: Facts, hardware: Hardware, gpus: int) -> str:
+    """The whole plan in words and figures, many lines.
+
+    Args:
+        cfg: The parameters.
+        facts: What is assumed of the data.
+        hardware: Each of the GPUs.
+        gpus: How many GPUs share a batch.
+
+    Raises:
+        ValueError: The parameters name a network that does not exist.
+        ModuleNotFoundError: A package of an extra is needed and absent.
+    """
+    lines = rows(cfg, facts, hardware)
+    said = ", ".join(f"{name} {value}" for name, value in facts._asdict().items())
+    text = [
+        f"preset {cfg.preset}, prior.source {cfg.prior.source}, align.objective {cfg.align.objective}; "
+        f"assumed: {said}",
+        f"{gpus} x {hardware.bf16_flops / 1e12:g} TFLOP/s in bf16, {hardware.fp32_flops / 1e12:g} in fp32, "
+        f"of which {hardware.utilisation:.0%} are reached; {hardware.memory_bytes / GIB:g} GiB each",
+        "",
+        table(lines, hardware, gpus),
+        *_details(cfg, lines),
+        "states: on each GPU; kept: the most that is held for a backward pass, over all GPUs; "
+        "disk: artifact and checkpoint, of which there are two while one is written.",
+        "Not counted: reading images, elementwise arithmetic, evaluation, features other than a transformer's.",
+    ]
+    return "\n".join(text)
 
 
 def table(lines: Sequence[Row], hardware: Hardware, gpus: int) -> str:
-    """The plan in words and figures."""
-    heads = (
-        "stage",
-        "learned M",
-        "frozen M",
-        "steps",
-        "batch",
-        "TFLOP/step",
-        "GFLOP/item",
-        "states GiB",
-        "kept GiB",
-        "GiB/GPU",
-        "GPUs >=",
-        "disk GiB",
-        "GPU-hours",
-        "",
-    )
-    cells = [heads] + [
-        (
-            line.stage,
-            f"{line.learned / 1e6:.2f}",
-            f"{line.frozen / 1e6:.2f}",
-            f"{math.ceil(line.steps)}",
-            f"{line.batch}",
-            f"{line.step_flops / 1e12:.4g}",
-            f"{line.step_flops / max(1, line.batch) / 1e9:.4g}",
-            f"{line.state_bytes / GIB:.2f}",
-            f"{line.kept_bytes / GIB:.2f}",
-            f"{line.gpu_bytes(gpus) / GIB:.2f}",
-            f"{line.gpus_needed(hardware) or 'none'}",
-            f"{line.disk_bytes / GIB:.3g}",
-            f"{line.gpu_hours:.3g}",
-            line.precision,
-        )
-        for line in lines
-    ]
+    """The rows as a table with a line below that sums up."""
+    cells = [HEADS, *(_cells(line, hardware, gpus) for line in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     text = [
         "  ".join(
-            cell.ljust(width) if i in (0, len(heads) - 1) else cell.rjust(width)
+            cell.ljust(width) if i in (0, len(HEADS) - 1) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
     ]
     hours = sum(line.gpu_hours for line in lines)
     disk = sum(line.disk_bytes for line in lines) / GIB
+    least = "at least " if any(line.uncounted for line in lines) else ""
     total = (
-        f"in all {hours:.3g} GPU-hours, {hours / gpus:.3g} hours on {gpus} GPU{'s' * (gpus > 1)}, "
+        f"in all {least}{hours:.3g} GPU-hours, {hours / gpus:.3g} hours on {gpus} GPU{'s' * (gpus > 1)}, "
         f"{disk:.3g} GiB of disk besides the images"
     )
     return "\n".join([*text, "", total])
 
 
-def load(preset: str, tree: object) -> Params:
-    """The parameters with another preset; with one of photographs, digits become those.
-
-    Raises:
-        ParamsError: There is no such preset, or the file cannot be used.
-    """
-    given = params.parse(tree)
-    if preset == given.preset or not isinstance(tree, Mapping):
-        return given
-    tree = {**tree, "preset": preset}
-    if given.images.source == "digits":
-        tree["images"] = {**tree["images"], "source": "auto"}
-    return params.parse(tree)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the plan; a mistake is a message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", default="imagenet")
-    parser.add_argument("--gpus", type=int, default=8, help="that share a batch")
-    parser.add_argument("--utilisation", type=float, default=H100.utilisation, help="share of peak")
-    parser.add_argument("--bf16-tflops", type=float, default=H100.bf16_flops / 1e12)
-    parser.add_argument("--fp32-tflops", type=float, default=H100.fp32_flops / 1e12)
-    parser.add_argument("--memory-gib", type=float, default=H100.memory_bytes / GIB)
-    for name in Facts._fields:
-        parser.add_argument(_option(name), type=int, help="default: by preset and prior.source")
-    options = parser.parse_args(arguments)
-    if not 0 < options.utilisation <= 1:
-        parser.error(f"--utilisation {options.utilisation} is a share: above 0, at most 1")
-    for name in ("gpus", "bf16_tflops", "fp32_tflops", "memory_gib", *Facts._fields):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            parser.error(f"{_option(name)} {value} must be positive and finite")
-    try:
-        cfg = load(options.preset, params.read_yaml(params.ROOT / "params.yaml"))
-    except ParamsError as error:
-        _stop(f"params.yaml cannot be used with --preset {options.preset}:\n{error}")
-    given = {name: getattr(options, name) for name in Facts._fields}
-    facts = assumed(cfg)._replace(**{name: n for name, n in given.items() if n is not None})
-    if not facts.feature_vectors or not facts.feature_dim:
-        parser.error(
-            f"with prior.source {cfg.prior.source} give --feature-vectors and --feature-dim"
-        )
-    hardware = Hardware(
-        options.bf16_tflops * 1e12,
-        options.fp32_tflops * 1e12,
-        options.memory_gib * GIB,
-        options.utilisation,
+def _cells(line: Row, hardware: Hardware, gpus: int) -> tuple[str, ...]:
+    return (
+        line.stage,
+        f"{line.learned / 1e6:.2f}",
+        f"{line.frozen / 1e6:.2f}",
+        f"{math.ceil(line.steps)}",
+        f"{line.batch}",
+        f"{line.step_flops / 1e12:.4g}",
+        f"{line.step_flops / max(1, line.batch) / 1e9:.4g}",
+        f"{line.state_bytes / GIB:.2f}",
+        f"{line.kept_bytes / GIB:.2f}",
+        f"{line.gpu_bytes(gpus) / GIB:.2f}",
+        f"{line.gpus_needed(hardware) or 'none'}",
+        f"{line.disk_bytes / GIB:.3g}",
+        f"{line.gpu_hours:.3g}",
+        f"{line.precision}{', in part' if line.uncounted else ''}",
     )
-    try:
-        lines = rows(cfg, facts, hardware)
-    except (ModuleNotFoundError, ValueError) as error:
-        _stop(f"the preset {options.preset} cannot be counted: {error}")
-    said = ", ".join(f"{name} {value}" for name, value in facts._asdict().items())
-    print(
-        f"preset {options.preset}, prior.source {cfg.prior.source}, align.objective {cfg.align.objective}; "
-        f"assumed: {said}\n"
-        f"{options.gpus} x {options.bf16_tflops:g} TFLOP/s in bf16, {options.fp32_tflops:g} in fp32, "
-        f"of which {options.utilisation:.0%} are reached; {options.memory_gib:g} GiB each\n"
-    )
-    print(table(lines, hardware, options.gpus))
+
+
+def _details(cfg: Params, lines: Sequence[Row]) -> Iterator[str]:
+    """What the table has no column for."""
     for line in filter(lambda line: line.parts, lines):
         parts = (f"{name} {flops / 1e9:.4g}" for name, flops in line.parts.items())
-        print(f"{line.stage}, GFLOP an item: {', '.join(parts)}")
-    game = cfg.scale.train_ae.adversarial
+        yield f"{line.stage}, GFLOP an item: {', '.join(parts)}"
+    game = cfg.train_ae.adversarial
     if game.weight:
-        print(
-            f"adversarial: from step {game.start_step} on; TFLOP/step is the mean over all steps, kept GiB is with it"
+        yield (
+            f"adversarial: from step {game.start_step} on; TFLOP/step is the mean over all steps, "
+            "kept GiB is with it"
         )
-    print(
-        "states: on each GPU; kept: the most that is held for a backward pass, over all GPUs; "
-        "disk: artifact and checkpoint, of which there are two while one is written.\n"
-        "Not counted: reading images, elementwise arithmetic, evaluation, features other than a transformer's."
-    )
+    for line in lines:
+        for reason in line.uncounted:
+            yield f"{line.stage}: not counted: {reason}"
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def load(root: Path, preset: str) -> Params:
+    """The parameters of a repository with another preset; with one of photographs, digits become those.
 
-
-def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        ParamsError: There is no such preset, or a file cannot be used.
+    """
+    tree = read_yaml(root / "params.yaml")
+    if not isinstance(tree, Mapping) or preset == tree.get("preset"):
+        return resolve(root, tree).params
+    tree, images = {**tree, "preset": preset}, tree.get("images")
+    if isinstance(images, Mapping) and images.get("source") == "digits":
+        tree["images"] = {**images, "source": DEFERS}
+    return resolve(root, tree).params

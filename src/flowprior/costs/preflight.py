@@ -1,98 +1,135 @@
-"""Open everything that a run will need, before the run: images, weights, packages, room on the disk.
-
-Reads   params.yaml, and what it names
-Prints  a line for each thing; exit status 1 where one is missing
-
-    make preflight PRESET=imagenet
+"""Opens everything that a run will need, before the run: images, plugins, weights, packages, room on the disk.
 
 Weights that have to be downloaded are downloaded now, into the caches where the stages look.
 """
 
-from flowprior.config import params
-from flowprior.config.params import Params, ParamsError
-
-params.check(__name__)
-
-import argparse
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from extract_features import open_source
+from flowprior.autoencoder.setup import autoencoder_config, build_trainee, open_teacher
+from flowprior.config.schema import Params
+from flowprior.core.root import find_root, state_root
 from flowprior.costs import plan
-from flowprior.costs import stages as costs
+from flowprior.costs.facts import DIGITS, IMAGENET, assumed
+from flowprior.costs.hardware import H100, num_parameters
+from flowprior.costs.plugin_check import check_plugin, plugins_of
 from flowprior.encoders.networks import trained_transformer
 from flowprior.evaluation.inception import Inception
 from flowprior.evaluation.reference import open_reference
+from flowprior.features.source import Request, open_source
 from flowprior.images.opening import open_images
-from flowprior.images.sets import SPLITS, ImageSet
+from flowprior.images.sets import SPLITS, ImageSet, Split
 from flowprior.reconstruction.discriminator import build_discriminator
 from flowprior.reconstruction.perceptual import build_perceptual
-from train_ae import build_trainee, open_teacher, shape_of
 
 CPU = torch.device("cpu")
 GIB = 2**30
 
 
-def checks(cfg: Params) -> Iterator[tuple[str, Callable[[], str]]]:
+class Finding(NamedTuple):
+    """What a look at one thing gave.
+
+    Attributes:
+        name: What was looked at.
+        is_there: Whether it can be used.
+        says: What it is, or in one line why it cannot be used.
+    """
+
+    name: str
+    is_there: bool
+    says: str
+
+
+def preflight(cfg: Params) -> Iterator[Finding]:
+    """Look at one thing after another that a run with these parameters will need."""
+    for name, look in _checks(cfg):
+        try:
+            yield Finding(name, True, look())
+        except Exception as error:  # whatever is wrong with one, the others are worth a look
+            yield Finding(name, False, " ".join(str(error).split()))
+
+
+class _Opened(dict[Split, ImageSet]):
+    """Both splits, once they are open."""
+
+    def __missing__(self, split: Split) -> ImageSet:
+        raise ValueError("needs the images, which are missing")
+
+
+def _checks(cfg: Params) -> Iterator[tuple[str, Callable[[], str]]]:
     """What to look at, and what says how it was found or raises."""
-    images: dict[str, ImageSet] = {}
-
-    def find_images() -> str:
-        for split in SPLITS:
-            images[split] = open_images(split=split, **cfg.image_source)
-            images[split].images([0])
-        counts = " and ".join(f"{len(images[split])} {split}" for split in SPLITS)
-        return f"{counts}, {images['train'].num_classes} classes"
-
-    def find_prior() -> str:
-        facts = open_source(cfg, CPU).facts
-        shown = {key: value[:12] if key == "sha256" else value for key, value in facts.items()}
-        return ", ".join(f"{key} {value}" for key, value in shown.items() if "_images" not in key)
-
-    yield "images", find_images
-    yield f"prior {cfg.prior.source}", find_prior
-    scale = cfg.scale.train_ae
-    if scale.encoder is not None:
+    images, settings = _Opened(), cfg.train_ae
+    for key, name in plugins_of(cfg):
+        yield f"{key} {name}", lambda key=key, name=name: check_plugin(cfg, key, name)
+    yield "images", lambda: _find_images(cfg, images)
+    yield f"prior {cfg.prior.source}", lambda: _find_prior(cfg, images)
+    if settings.encoder is not None:
         yield "encoder", lambda: _find_encoder(cfg)
-    if cfg.autoencoder.bottleneck == "softvq" and scale.softvq.representation_weight:
+    if cfg.autoencoder.bottleneck == "softvq" and settings.softvq.representation_weight:
         yield "teacher", lambda: f"{_teacher_dim(cfg)} channels"
-    if scale.perceptual.weight:
-        pretrained = scale.perceptual.pretrained
+    if settings.perceptual.weight:
+        pretrained = settings.perceptual.pretrained
         yield "LPIPS", lambda: _named(build_perceptual(pretrained=pretrained).network)
-    if scale.adversarial.weight:
-        backbone, trained = scale.adversarial.backbone, scale.adversarial.pretrained
+    if settings.adversarial.weight:
+        backbone, trained = settings.adversarial.backbone, settings.adversarial.pretrained
         yield (
             "discriminator",
             lambda: _named(build_discriminator(backbone, pretrained=trained)[0].vit),
         )
-    if cfg.evaluation.extractor == "auto" and not cfg.on_digits:
+    if cfg.evaluation.judge == "inception":
         yield "Inception", lambda: _find_inception(cfg)
-        if cfg.evaluation.reference is not None:
-            reference, size = cfg.evaluation.reference, cfg.scale.images.size
-            yield (
-                "reference",
-                lambda: (
-                    f"{open_reference(reference, images['validation'], size, 1).num_images} images"
-                ),
-            )
+        if (reference := cfg.evaluation.reference) is not None:
+            yield "reference", lambda: _find_reference(reference, images, cfg.images.size)
     yield "disk", lambda: _find_room(cfg, images)
 
 
+def _find_images(cfg: Params, images: _Opened) -> str:
+    """Open both splits, and decode an image of each."""
+    opened = {split: open_images(split=split, **cfg.image_source) for split in SPLITS}
+    for of_split in opened.values():
+        of_split.images([0])
+    images |= opened
+    counts = " and ".join(f"{len(images[split])} {split}" for split in SPLITS)
+    return f"{counts}, {images['train'].num_classes} classes"
+
+
+def _find_prior(cfg: Params, images: _Opened) -> str:
+    request = Request(
+        prior=cfg.prior,
+        limits=cfg.extract_features,
+        images=images,
+        size=cfg.images.size,
+        on_digits=cfg.on_digits,
+        seed=cfg.seed,
+        split_seed=cfg.images.split_seed,
+        device=CPU,
+    )
+    facts = open_source(request).facts
+    shown = {key: value[:12] if key == "sha256" else value for key, value in facts.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if "_images" not in key)
+
+
 def _find_encoder(cfg: Params) -> str:
-    scale = cfg.scale.train_ae
-    encoder = trained_transformer(str(scale.encoder), cfg.scale.images.size, scale.patch_size)
-    with torch.device("meta"):
-        trainee = build_trainee(cfg, shape_of(cfg, 3, cfg.scale.project.dim), None)
-    encoder.check(trainee.autoencoder.encoder.vit)
+    """Open the transformer that the autoencoder's encoder starts from, and compare its sizes."""
+    settings, size = cfg.train_ae, cfg.images.size
+    encoder = trained_transformer(str(settings.encoder), size, settings.patch_size)
+    config = autoencoder_config(
+        cfg.autoencoder, settings, image_size=size, channels=3, latent_dim=cfg.project.dim
+    )
+    if cfg.autoencoder.model == "vit":
+        with torch.device("meta"):
+            trainee = build_trainee(config, settings, None, None, cfg.seed)
+        encoder.check(trainee.autoencoder.encoder.vit)
     return f"{encoder.facts['model']}, sha256 {encoder.digest[:12]}"
 
 
 def _teacher_dim(cfg: Params) -> int:
-    teacher = open_teacher(cfg, CPU)
+    size = cfg.images.size
+    teacher = open_teacher(cfg.autoencoder, cfg.train_ae, cfg.on_digits, size, cfg.seed, CPU)
     assert teacher is not None  # asked for only where there is one
     return teacher.dim
 
@@ -103,50 +140,28 @@ def _find_inception(cfg: Params) -> str:
     return f"sha256 {network.sha256[:12]}"
 
 
-def _find_room(cfg: Params, images: dict[str, ImageSet]) -> str:
-    usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
-    facts = usual
+def _find_reference(path: str, images: _Opened, size: int) -> str:
+    return f"{open_reference(path, images['validation'], size, 1).num_images} images"
+
+
+def _find_room(cfg: Params, images: _Opened) -> str:
+    """Compare what the stages will write with what is free."""
+    usual = DIGITS if cfg.on_digits else IMAGENET
     if len(images) == len(SPLITS):
-        facts = usual._replace(
+        usual = usual._replace(
             train_images=len(images["train"]),
             held_out_images=len(images["validation"]),
             num_classes=images["train"].num_classes,
         )
-    needed = sum(line.disk_bytes for line in plan.rows(cfg, facts, plan.H100))
-    free = shutil.disk_usage(params.state_root(params.ROOT)).free
+    lines = plan.rows(cfg, assumed(cfg, usual), H100)
+    needed = sum(line.disk_bytes for line in lines)
+    free = shutil.disk_usage(state_root(find_root())).free
+    least = "at least " if any(line.uncounted for line in lines) else ""
     if needed > free:
-        raise ValueError(f"{needed / GIB:.1f} GiB are needed, {free / GIB:.1f} are free")
-    return f"{needed / GIB:.3g} GiB needed, {free / GIB:.0f} free"
+        raise ValueError(f"{least}{needed / GIB:.1f} GiB are needed, {free / GIB:.1f} are free")
+    return f"{least}{needed / GIB:.3g} GiB needed, {free / GIB:.0f} free"
 
 
 def _named(module: torch.nn.Module) -> str:
-    count = sum(p.numel() for p in module.parameters())
+    count = num_parameters([module])
     return f"{type(module).__name__}, {count / 1e6:.1f} M parameters"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Look at everything; a mistake in the parameters is a message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", help="default: that of params.yaml")
-    options = parser.parse_args(arguments)
-    try:
-        tree = params.read_yaml(params.ROOT / "params.yaml")
-        if options.preset and isinstance(tree, dict):
-            tree = {**tree, "preset": options.preset}
-        cfg = params.parse(tree)
-    except ParamsError as error:
-        print(f"params.yaml cannot be used:\n{error}", file=sys.stderr)
-        sys.exit(2)
-    failed = 0
-    for name, look in checks(cfg):
-        try:
-            print(f"  ok       {name}: {look()}", flush=True)
-        except Exception as error:  # whatever is wrong with one, the others are worth a look
-            failed += 1
-            print(f"  MISSING  {name}: {' '.join(str(error).split())}", flush=True)
-    print(f"{failed} missing" if failed else f"all there for preset {cfg.preset}")
-    sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ are named by their sha256.
 
 import difflib
 import hashlib
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowprior.core.io import file_digest, read_json
-from flowprior.encoders.hub import hub_file, one_line, tensor_names
+from flowprior.encoders.encoder import Encoder
+from flowprior.encoders.folders import download, find_folder, read_config
+from flowprior.encoders.hub import one_line
 
 # Paper: "DinoV2" with 768 channels, so ViT-B/14; and a VAE with 32, which none of the usual ones has.
 DEFAULT_TRANSFORMER = "vit_base_patch14_dinov2.lvd142m"
-DEFAULT_AUTOENCODER = "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
 TIMM_WEIGHTS = "model.safetensors"
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-AUTOENCODERS = {
-    "AutoencoderDC": "encoder_block_out_channels",
-    "AutoencoderKL": "block_out_channels",
-}
-"""Classes that are read, and which entry of their config has one width for each halving and one more."""
-
-
-class Encoder:
-    """A frozen network: images [b, 3, h, w] in [-1, 1] to tokens [b, n, D], float32 on the CPU.
-
-    Args:
-        network: Images to tokens, both on `device`.
-        dim: Channels D of a token.
-        facts: What it is: at least `model` and the `sha256` of its weights.
-        device: Where it computes.
-    """
-
-    def __init__(
-        self, network: nn.Module, dim: int, facts: dict[str, str], device: torch.device
-    ) -> None:
-        self._network = network.float().to(device).eval().requires_grad_(False)
-        self._device = device
-        self.dim = dim
-        self.facts = facts
-
-    def __call__(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
-        return self.on_device(images).float().cpu()
-
-    @torch.no_grad()
-    def on_device(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
-        """The same where it computes, in the precision of the autocast it is called under."""
-        tokens: Tensor = self._network(images.to(self._device))
-        return tokens
 
 
 def patch_tokens(
@@ -196,59 +161,6 @@ def _build_timm(name: str, revision: str | None, pretrained: bool) -> tuple[Any,
     return vit, facts
 
 
-def autoencoder_latents(
-    name: str | None = None, *, revision: str | None = None, device: torch.device
-) -> Encoder:
-    """Latents of a diffusers autoencoder, a token for each place; of AutoencoderKL the posterior's mean.
-
-    The config's `scaling_factor` is not applied: the stage `project` finds a scale of its own. The
-    facts have `model`, `class`, `revision` (the commit, of a model on the hub) and `sha256`.
-
-    Args:
-        name: `owner/model` on the hub, or a folder that `save_pretrained` wrote. None is a DC-AE with 32
-            channels at a 32nd of the resolution.
-        revision: Commit, tag or branch on the hub.
-        device: Where to compute.
-
-    Raises:
-        ModuleNotFoundError: diffusers is absent.
-        ValueError: There is no such model, its folder is incomplete or damaged, or it is of another
-            class.
-        RuntimeError: The hub cannot be reached and its cache lacks the model.
-    """
-    name = DEFAULT_AUTOENCODER if name is None else name
-    folder, facts = _find_folder(name, revision, DIFFUSERS_WEIGHTS)
-    config = _read_config(folder)
-    kind = config.get("_class_name")
-    if kind not in AUTOENCODERS:
-        raise ValueError(
-            f"{name}'s config.json has the _class_name {kind!r}; latents come from {' or '.join(AUTOENCODERS)}"
-        )
-    try:
-        diffusers = importlib.import_module("diffusers")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "latents of an autoencoder need the package diffusers: pip install 'flowprior[imagenet]'"
-        ) from error
-    try:
-        network, loaded = getattr(diffusers, kind).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"diffusers cannot build {name} from its config and weights: {one_line(error)}"
-        ) from error
-    missing = loaded["missing_keys"]
-    if missing:
-        raise ValueError(
-            f"{folder / DIFFUSERS_WEIGHTS} lacks {len(missing)} tensors, among them {missing[0]}; "
-            "download the model again"
-        )
-    ratio = 2 ** (len(network.config[AUTOENCODERS[kind]]) - 1)
-    dim = int(network.config["latent_channels"])
-    return Encoder(_Latents(network, ratio), dim, {**facts, "class": kind}, device)
-
-
 class _PatchTokens(nn.Module):
     mean: Tensor
     std: Tensor
@@ -275,25 +187,6 @@ class _PatchTokens(nn.Module):
         return patches
 
 
-class _Latents(nn.Module):
-    def __init__(self, autoencoder: Any, ratio: int) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.autoencoder.decoder = nn.Identity()  # only the encoder goes to the device
-        self._ratio = ratio
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
-        channels, height, width = images.shape[1:]
-        if channels != 3 or height % self._ratio or width % self._ratio:
-            raise ValueError(
-                f"the autoencoder takes 3 channels and sides that {self._ratio} divides, these are "
-                f"{channels} x {height} x {width}"
-            )
-        code = self.autoencoder.encode(images)
-        latents: Tensor = code.latent_dist.mean if "latent_dist" in code else code.latent
-        return latents.flatten(2).transpose(1, 2)
-
-
 def _find_timm(name: str, revision: str | None, pretrained: bool) -> tuple[str, dict[str, str]]:
     """What `timm.create_model` is to build, and the facts of its weights."""
     import timm
@@ -309,12 +202,12 @@ def _find_timm(name: str, revision: str | None, pretrained: bool) -> tuple[str, 
             raise ValueError(
                 f"timm knows no weights of {name!r} on the hub; give a folder with them"
             )
-        folder, facts = _download(repository, revision, weights)
+        folder, facts = download(repository, revision, weights)
         facts["model"] = name
     elif name.startswith("hf-hub:"):
-        folder, facts = _download(name.removeprefix("hf-hub:"), revision, weights)
+        folder, facts = download(name.removeprefix("hf-hub:"), revision, weights)
     elif Path(name.removeprefix("local-dir:")).is_dir():
-        folder, facts = _find_folder(name.removeprefix("local-dir:"), revision, weights)
+        folder, facts = find_folder(name.removeprefix("local-dir:"), revision, weights)
     elif name.startswith("local-dir:") or "/" in name:
         raise ValueError(
             f"{name!r} is not a folder; give one with timm's config.json and {TIMM_WEIGHTS}, or hf-hub:owner/model"
@@ -322,56 +215,13 @@ def _find_timm(name: str, revision: str | None, pretrained: bool) -> tuple[str, 
     else:
         near = difflib.get_close_matches(name, published)
         raise ValueError(f"timm has no model {name!r}; near it: {', '.join(near) or 'none'}")
-    architecture = _read_config(folder).get("architecture")
+    architecture = read_config(folder).get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ValueError(
             f"{folder / 'config.json'} names the architecture {architecture!r}, which timm does not have; timm's "
             f"own repositories on the hub are timm/<name>, for instance timm/{DEFAULT_TRANSFORMER}"
         )
     return f"local-dir:{folder}", facts
-
-
-def _find_folder(
-    name: str, revision: str | None, weights: str | None
-) -> tuple[Path, dict[str, str]]:
-    """The folder of that name, or that of the hub's cache, with its config and those weights in it."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return _download(name, revision, weights)
-    if revision is not None:
-        raise ValueError(f"{name!r} is a folder, which has no revision {revision!r}; leave it out")
-    facts = {"model": folder.resolve().name}
-    for file in ("config.json", weights):
-        if file and not (folder / file).is_file():
-            raise ValueError(
-                f"{folder} holds no {file}; copy the model's repository on the hub whole"
-            )
-    return folder, facts | _weights_facts(folder, weights)
-
-
-def _download(
-    repository: str, revision: str | None, weights: str | None
-) -> tuple[Path, dict[str, str]]:
-    """The folder of the hub's cache with a repository's config and those weights in it."""
-    folder = hub_file(repository, "config.json", revision=revision).parent
-    if weights:
-        hub_file(repository, weights, revision=folder.name)
-    facts = {"model": repository, "revision": folder.name}
-    return folder, facts | _weights_facts(folder, weights)
-
-
-def _weights_facts(folder: Path, weights: str | None) -> dict[str, str]:
-    if weights is None:
-        return {}
-    tensor_names(folder / weights)  # an error where it is damaged
-    return {"sha256": file_digest(folder / weights)}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'} holds a {type(config).__name__}, not an object")
-    return config
 
 
 def _state_digest(network: nn.Module) -> str:

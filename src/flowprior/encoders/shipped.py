@@ -132,6 +132,6 @@ def open_digits_encoder(
     """
     if name is not None or size != 8:
         raise ValueError(
-            f"prior.encoder digits is one network for 8 x 8 digits, found the model {name!r} and images of {size} pixels"
+            f"prior.encoder digits is one network for 8 x 8 digits, found model {name!r} and images of {size} pixels"
         )
     return DigitsEncoder(device)

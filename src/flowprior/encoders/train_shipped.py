@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowprior.core import optim, rng
-from flowprior.core.io import file_digest, package_versions, save_tensors, write_json
+from flowprior.core.artifacts import package_versions
+from flowprior.core.io import file_digest, save_tensors, write_json
 from flowprior.encoders.digits import DigitsEvalNet, DigitsPatchNet
 from flowprior.encoders.shipped import DIGITS_DIR, DIGITS_NETWORKS, FACTS, DigitsNetwork
 from flowprior.images.digits import Digits

@@ -4,18 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, model_validator
 
-from flowprior.core.registry import Registry
 from flowprior.core.section import Section
-
-JUDGES = Registry(
-    "evaluation",
-    "judge",
-    {
-        "digits": "flowprior.evaluation.digits:OnDigits",
-        "inception": "flowprior.evaluation.on_inception:OnInception",
-        "none": "flowprior.evaluation.judge:Unjudged",
-    },
-)
+from flowprior.evaluation.names import JUDGES
 
 
 class Evaluation(Section):

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from flowprior.core.artifacts import package_versions
 from flowprior.core.io import (
     ArtifactError,
     digest,
     file_digest,
     load_tensors,
-    package_versions,
     read_json,
     save_tensors,
     write_json,

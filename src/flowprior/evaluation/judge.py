@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flowprior.evaluation.config import JUDGES, Evaluation
+from flowprior.evaluation.config import Evaluation
 from flowprior.evaluation.inception import DTYPE
+from flowprior.evaluation.names import JUDGES
 from flowprior.images.pixels import to_uint8
 from flowprior.images.sets import ImageSet, batches
 
@@ -72,6 +73,7 @@ def judge_facts(
     num_real: int | None = None,
     real_moments: str | None = None,
 ) -> Facts:
+    """What stands beside every figure: network, sizes, number of real images."""
     return {
         "extractor": extractor,
         "extractor_sha256": sha256,

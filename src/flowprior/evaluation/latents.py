@@ -12,7 +12,7 @@ from flowprior.core.shards import Column, ShardReader
 from flowprior.evaluation.probe import linear_probe_accuracy
 from flowprior.images.sets import SPLITS
 from flowprior.prior.flow_prior import FlowPrior
-from flowprior.stats.coverage import collapse_signs, match_report
+from flowprior.stats.match import collapse_signs, match_report
 
 NEIGHBOURS = 5
 """k of the coverage metrics."""

@@ -109,7 +109,7 @@ class Worker:
         return result
 
     def stop(self) -> None:
-        """End what runs, from another thread; `run` raises `StoppedError` there, and next time goes on from checkpoints."""
+        """End what runs, from another thread: `run` raises `StoppedError` there. Checkpoints of what ran stay."""
         self.is_stopping = True
         process = self._process
         if process is not None:

@@ -4,23 +4,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flowprior.core.registry import Registry
 from flowprior.core.section import Section
-from flowprior.encoders.config import ENCODERS
-
-SOURCES = Registry(
-    "features",
-    "source of target features",
-    {
-        "semantic": "flowprior.features.sources:semantic",
-        "low_level": "flowprior.features.sources:low_level",
-        "discrete": "flowprior.features.sources:discrete",
-        "textual": "flowprior.features.sources:textual",
-        "gaussian": "flowprior.features.sources:gaussian",
-        "shuffled": "flowprior.features.sources:shuffled",
-        "file": "flowprior.features.sources:file",
-    },
-)
+from flowprior.encoders.names import ENCODERS
+from flowprior.features.names import SOURCES
 
 
 class Prior(Section):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowprior.features.config import SOURCES, ExtractFeatures, Prior
+from flowprior.features.config import ExtractFeatures, Prior
+from flowprior.features.names import SOURCES
 from flowprior.images.sets import ImageSet, Split
 
 

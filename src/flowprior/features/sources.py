@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from flowprior.core.io import digest
-from flowprior.encoders.config import ENCODERS
+from flowprior.encoders.names import ENCODERS
+from flowprior.features.codebooks import codebook_table
+from flowprior.features.embeddings import embedding_table
 from flowprior.features.of_images import (
     codebook,
     image_features,
@@ -15,14 +17,7 @@ from flowprior.features.of_images import (
     shuffled_pieces,
 )
 from flowprior.features.source import Request, Source
-from flowprior.features.tables import (
-    HELD_OUT,
-    Table,
-    codebook_table,
-    embedding_table,
-    file_table,
-    gaussian_table,
-)
+from flowprior.features.tables import HELD_OUT, Table, file_table, gaussian_table
 from flowprior.images.sets import SPLITS, Split
 
 CODEBOOK_CODES, CODEBOOK_DIM = 512, 8
@@ -60,7 +55,7 @@ def low_level(request: Request) -> Source:
     if request.on_digits:
         facts = {"patches": "4 x 4, stride 2"}
         return _of_images(request, lambda split: _tokens(request, split, pixel_patches), facts)
-    from flowprior.encoders.networks import autoencoder_latents
+    from flowprior.encoders.diffusers_latents import autoencoder_latents
 
     prior = request.prior
     encoder = autoencoder_latents(
@@ -76,7 +71,7 @@ def discrete(request: Request) -> Source:
     patches = torch.cat(list(_tokens(request, "train", pixel_patches)))
     codes = codebook(patches, CODEBOOK_CODES, CODEBOOK_DIM, request.seed)
     facts = {"codebook": f"k-means of 4 x 4 patches in {CODEBOOK_DIM} principal components"}
-    return _of_table(request, Table(*codes.shape, lambda a, b: codes[a:b], facts))
+    return _of_table(request, Table(len(codes), codes.shape[1], lambda a, b: codes[a:b], facts))
 
 
 def textual(request: Request) -> Source:

@@ -22,8 +22,8 @@ def draw_samples(
     labels: Int[Tensor, " n"],
     settings: SampleEval,
     guidance: Guidance,
-    scale: float,
     seed: int,
+    scale: float,
 ) -> Iterator[UInt8[Tensor, "b c h w"]]:
     """Images in bytes, a batch at a time; equal seeds draw equal noise at every guidance scale.
 
@@ -35,8 +35,8 @@ def draw_samples(
         labels: Classes, one for each image.
         settings: The section `sample_eval`.
         guidance: The section `guidance`, but for the scale.
-        scale: Of the guidance; 1 is none.
         seed: Of the run.
+        scale: Of the guidance; 1 is none.
     """
     parts = labels.split(settings.batch_images)
 

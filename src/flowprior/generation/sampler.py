@@ -72,7 +72,10 @@ class Sampler:
         guidance_interval: tuple[float | int, float | int] = (0.0, 1.0),
         temperature: float | int = 1.0,
     ) -> UInt8[Tensor, "b c h w"]:
-        """Images, one for each label; equal generators draw equal noise at every scale. See `flowprior.mar.model.MAR.sample`."""
+        """Images, one for each label; equal generators draw equal noise at every scale.
+
+        See `flowprior.mar.model.MAR.sample`.
+        """
         bf16 = self._precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             tokens = self._generator.sample(

@@ -4,10 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from flowprior.core.registry import Registry
 from flowprior.core.section import Section
-
-GENERATORS = Registry("generators", "generator", {"mar": "flowprior.mar.model:MAR"})
+from flowprior.generators.names import GENERATORS
 
 
 class GeneratorChoice(Section):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flowprior.generators.config import GENERATORS
+from flowprior.generators.names import GENERATORS
 from flowprior.generators.protocol import LatentShape
 
 
@@ -13,7 +13,7 @@ def build_generator(
     """An untrained generator; reads torch's global stream for its initialisation.
 
     Args:
-        name: Of `flowprior.generators.config.GENERATORS`, or a plugin's: a class as in `generators.protocol`.
+        name: Of `flowprior.generators.names.GENERATORS`, or a plugin's: a class as in `generators.protocol`.
         latents: What it will generate.
         settings: The section `train_mar`.
         options: The section `generator`'s.

@@ -4,18 +4,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from flowprior.core.registry import Registry
 from flowprior.core.section import Section
+from flowprior.images.names import SOURCES
 
-SOURCES = Registry(
-    "images",
-    "source of images",
-    {
-        "digits": "flowprior.images.digits:open_digits",
-        "imagefolder": "flowprior.images.folder:open_folder",
-        "webdataset": "flowprior.images.shards:open_shards",
-    },
-)
 DIGITS_SIZE = 8
 """Pixels along a side of the digits."""
 
@@ -44,6 +35,6 @@ class Images(Section):
             )
         if self.source == "digits" and self.size != DIGITS_SIZE:
             raise ValueError(
-                f"images.size: digits are 8 x 8, found {self.size}; set images.source and images.path to your own images"
+                f"images.size: digits are 8 x 8, found {self.size}; name your own images.source and images.path"
             )
         return self

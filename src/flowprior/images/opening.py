@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flowprior.images.config import SOURCES
+from flowprior.images.names import SOURCES
 from flowprior.images.sets import ImageSet, Split
 
 
@@ -20,7 +20,7 @@ def open_images(
     """Open one split of an image source.
 
     Args:
-        source: A name of `flowprior.images.config.SOURCES`, or a plugin's. What it stands for is called
+        source: A name of `flowprior.images.names.SOURCES`, or a plugin's. What it stands for is called
             with the other arguments, `options` as keywords.
         split: `train` or `validation`.
         split_seed: Decides which images are held out; not the seed of a run.

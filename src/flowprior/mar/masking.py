@@ -51,8 +51,14 @@ class MaskedBatch(NamedTuple):
 
     def shared(self, share: Callable[[Tensor, int], Tensor]) -> "MaskedBatch":
         """This rank's part: `share(tensor, dim)` takes it from a batch."""
-        rows = [share(part, 0) for part in (self.tokens, self.labels, self.orders)]
-        return MaskedBatch(*rows, self.num_masked, share(self.noise, 1), share(self.t, 1))
+        return MaskedBatch(
+            share(self.tokens, 0),
+            share(self.labels, 0),
+            share(self.orders, 0),
+            self.num_masked,
+            share(self.noise, 1),
+            share(self.t, 1),
+        )
 
 
 def draw_masking(

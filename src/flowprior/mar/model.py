@@ -1,4 +1,4 @@
-"""MAR: masked autoregression over continuous tokens with a flow head; Li et al. 2024, App. C.4 of arXiv:2506.05240.
+"""MAR in one module: masked autoregression with a flow head; Li et al. 2024, App. C.4 of arXiv:2506.05240.
 
 Tokens are revealed in a random order. A transformer encodes the visible ones, a second one fills in
 mask tokens, and its output at a masked place conditions a small flow that draws the token.
@@ -6,7 +6,7 @@ mask tokens, and its output at a masked place conditions a small flow that draws
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -21,55 +21,10 @@ from flowprior.flow.sde import integrate_sde
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.generators.protocol import GuidanceSchedule, LatentShape
 from flowprior.mar.config import TrainMAR
+from flowprior.mar.guidance import GuidedHead
 from flowprior.mar.masking import MaskedBatch, draw_masking
 from flowprior.mar.schedules import Span, guided_spans, head_schedule, mask_schedule
-
-Decay = Literal["matrices", "linear", "authors"]
-"""Which parameters are decayed; see `MAR.undecayed`."""
-
-
-class MARShape(NamedTuple):
-    """Sizes of a MAR.
-
-    Attributes:
-        num_tokens: Tokens n of a sequence.
-        dim: Channels d of a token.
-        num_classes: Classes; one more row of the table stands for "no class".
-        width: Of both transformers.
-        encoder_depth: Blocks over the visible tokens.
-        decoder_depth: Blocks over all tokens.
-        num_heads: Attention heads.
-        num_buffer: Copies of the class embedding in front of the tokens.
-        head_width: Hidden width of the flow head.
-        head_depth: Its residual blocks.
-        dropout: In attention and MLP of the transformers.
-    """
-
-    num_tokens: int
-    dim: int
-    num_classes: int
-    width: int
-    encoder_depth: int
-    decoder_depth: int
-    num_heads: int
-    num_buffer: int
-    head_width: int
-    head_depth: int
-    dropout: float
-
-
-class Masking(NamedTuple):
-    """How a MAR is trained; the ratio's defaults are those of arXiv:2406.11838.
-
-    Attributes:
-        num_draws: Draws of noise and time for each masked token.
-        ratio_low: Least share of masked tokens.
-        ratio_std: The share is 1 - |N(0, ratio_std)|, not below `ratio_low`.
-    """
-
-    num_draws: int = 4
-    ratio_low: float = 0.7
-    ratio_std: float = 0.25
+from flowprior.mar.shape import Decay, MARShape, Masking
 
 
 class MAR(nn.Module):
@@ -320,24 +275,12 @@ class MAR(nn.Module):
         self.set_submodule("head", Replayed(self.head))
         return self
 
-    def _field(self, condition: Tensor, scale: float, guided: bool) -> "partial[Tensor] | _Guided":
+    def _field(
+        self, condition: Tensor, scale: float, guided: bool
+    ) -> "partial[Tensor] | GuidedHead":
         if not guided:
             return partial(self.head, condition=condition)
-        return _Guided(self.head, condition, scale)
-
-
-class _Guided:
-    """The head's velocity with guidance; both halves of the batch in one pass."""
-
-    def __init__(self, head: nn.Module, condition: Tensor, scale: float) -> None:
-        self.head = head
-        self.condition = condition
-        self.scale = scale
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        with_class, without = self.head(x.repeat(2, 1, 1), t, self.condition).chunk(2)
-        guided: Tensor = without + self.scale * (with_class - without)
-        return guided
+        return GuidedHead(self.head, condition, scale)
 
 
 def _transformer(shape: MARShape, depth: int) -> nn.Sequential:

@@ -35,7 +35,7 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """The commit of the working directory's repository, marked `+` where files differ from it; `unknown` outside one."""
+    """The commit of the working directory, marked `+` where code differs from it; `unknown` outside a repository."""
     found = []
     for command in (
         ["rev-parse", "--short=12", "HEAD"],

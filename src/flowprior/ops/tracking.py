@@ -1,6 +1,7 @@
 """MLflow runs: one for each execution of a stage. Tracking never stops a run: if it fails it says so once and goes on.
 
-The stages of a DVC experiment have a parent, which has the experiment's name, its parameters and the stages' headline figures: one row for each experiment (`tags.kind = 'experiment'`).
+The stages of a DVC experiment have a parent, which has the experiment's name, its parameters and the stages' headline
+figures: one row for each experiment (`tags.kind = 'experiment'`).
 
 What could not be sent is kept in `<root>/.ckpt/tracking`; `python -m flowprior sync` sends it later.
 

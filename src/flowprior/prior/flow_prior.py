@@ -1,4 +1,4 @@
-"""`FlowPrior`: a frozen flow over target features, as a regulariser, a sampler and a density."""
+"""`FlowPrior`, in one module: a frozen flow over target features, as a regulariser, a sampler and a density."""
 
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowprior.core import rng
-from flowprior.core.io import (
+from flowprior.core.artifacts import (
     MANIFEST,
-    ArtifactError,
     atomic_dir,
-    load_tensors,
     open_artifact,
     package_versions,
-    read_json,
-    save_tensors,
-    write_json,
     write_manifest,
 )
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from flowprior.core.optim import adamw, moving_average, schedule
 from flowprior.core.sizes import check_model
 from flowprior.flow.likelihood import log_density

@@ -1,7 +1,7 @@
 """What reconstructions are judged by while an autoencoder learns: squared error, LPIPS, a discriminator."""
 
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,8 @@ from flowprior.core.rng import Draw
 from flowprior.reconstruction.adversarial import Adversary, Weights, collapse, gradient_ratio
 from flowprior.reconstruction.discriminator import build_discriminator
 from flowprior.reconstruction.perceptual import build_perceptual, warmup
-from flowprior.training.session import Optimizer, Session
+from flowprior.training.plan import Optimizer
+from flowprior.training.session import Session
 
 
 class PerceptualTerm(NamedTuple):
@@ -93,6 +94,12 @@ class ImageLosses:
                     train=self._critic.module,
                     reduce=lambda values: session.accelerator.reduce(values, "mean"),
                 )
+
+    @classmethod
+    def build(cls, session: Session, settings: Any) -> Self:
+        """With the terms of the section `train_ae`, its `perceptual` and `adversarial`."""
+        perceptual = PerceptualTerm(**settings.perceptual.model_dump())
+        return cls(session, perceptual, AdversarialTerm(**settings.adversarial.model_dump()))
 
     def __call__(
         self,

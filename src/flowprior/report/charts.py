@@ -112,11 +112,15 @@ def dot_plot(
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.xaxis.set_major_locator(MaxNLocator(MARKS))
         axis.grid(axis="x")
-        figure.supxlabel(label, fontsize=11)
+        axis.set_xlabel(
+            label, loc="right"
+        )  # centred, it would leave the figure where names are long
         for name, style in zip(legend or (), (FILLED, HOLLOW), strict=False):
             axis.plot([], [], "o", label=name, **style)
         if legend:
-            figure.legend(loc="outside upper center", ncols=2, frameon=False, borderpad=0)
+            figure.legend(
+                loc="outside upper center", ncols=2, frameon=False, borderpad=0, handlelength=1
+            )
         return _svg(figure, f"{title}: {label}" if title else label)
 
 
@@ -129,10 +133,10 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     if not points:
         return Markup()
     with mpl.rc_context(STYLE):
-        figure, axis = _figure(480, 420)
+        figure, axis = _figure(430, 400)
         means = [np.mean(point.runs, axis=0) for point in points]
         for point in points:
-            axis.plot(*np.transpose(point.runs), "o", color=FIRST, alpha=0.4, markersize=4)
+            axis.plot(*np.transpose(point.runs), "o", color=FIRST, alpha=0.4, markersize=4, mew=0)
         for point, mean in zip(points, means, strict=True):
             axis.plot(*mean, "o", color=FIRST, markersize=8, gid=f"tip {point.name}")
         if min(y for point in points for _, y in point.runs) > 0:
@@ -179,7 +183,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _name(axis: Axes, names: Sequence[str], means: Sequence[np.ndarray]) -> None:
-    """Name dots where the name neither covers another nor a dot, nor leaves the figure."""
+    """Name dots where the name neither covers another nor a dot, nor leaves the chart."""
     pixels = axis.transData.transform(means)
     taken = [mpl.transforms.Bbox.from_extents(*(at - 5), *(at + 5)) for at in pixels]
     for name, mean in zip(names, means, strict=True):
@@ -187,8 +191,8 @@ def _name(axis: Axes, names: Sequence[str], means: Sequence[np.ndarray]) -> None
             text = axis.annotate(
                 name, mean, (dx, dy), textcoords="offset pixels", ha=across, va=along
             )
-            box = text.get_window_extent()
-            inside = box.x0 > 0 and box.x1 < axis.figure.bbox.x1
+            box = text.get_window_extent().padded(3, 1)
+            inside = box.x0 > axis.bbox.x0 and box.x1 < axis.figure.bbox.x1
             if inside and not box.count_overlaps(taken):
                 taken.append(box)
                 break

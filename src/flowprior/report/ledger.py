@@ -1,29 +1,27 @@
 """What the experiments cost: time, operations and memory of stages, what an objective adds to a step, MLflow's runs."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flowprior.config import params
-from flowprior.config.params import Params
-from flowprior.costs import stages as costs
-from flowprior.experiments.listing import Experiment, settle
+from flowprior.config.schema import STAGES, Params
+from flowprior.experiments.listing import params_with
 from flowprior.experiments.results import Result
 
 
 class StageCost(NamedTuple):
-    """Of one stage over the experiments that ran it.
+    """What one stage cost the experiments that ran it.
 
     Attributes:
         stage: Its name.
         n: Experiments that ran it, rather than taking it from the cache.
         seconds: Median of its own clock, without the start of the process; None where nobody ran it.
-        low: The fastest.
-        high: The slowest.
+        low: Seconds of the fastest.
+        high: Seconds of the slowest.
         gflop: Operations in all, counted.
-        peak_mib: Median of the most memory of the process.
-        peak_gpu_mib: Likewise of the GPU's; None without one.
+        peak_mib: Median of the process's largest memory.
+        peak_gpu_mib: Median of the GPU's largest memory; None without one.
     """
 
     stage: str
@@ -43,68 +41,19 @@ class ObjectiveCost(NamedTuple):
         name: Bottleneck and objective.
         n: Runs.
         milliseconds: Median of a step, logging and looks included.
-        added_time: Share of the step without an objective; None where that was not run.
-        added_flops: Counted, as a share of what the autoencoder itself takes.
+        added_time: As a share of the step without an objective; None where that was not run.
+        added_flops: As a share of what the autoencoder itself takes; counted; None where a plugin cannot be.
     """
 
     name: str
     n: int
     milliseconds: float
     added_time: float | None
-    added_flops: float
+    added_flops: float | None
 
 
-def stage_costs(cfg: Params, results: Sequence[Result]) -> list[StageCost]:
-    """Of all stages in order; operations are those of the given parameters."""
-    facts = costs.assumed(cfg)
-    found = []
-    for stage, plan in costs.STAGES.items():
-        work = plan(cfg, facts)
-        mine = [one.metrics for one in results if stage in one.ran]
-        seconds = _numbers(mine, f"{stage}.seconds")
-        found.append(
-            StageCost(
-                stage,
-                len(mine),
-                _median(seconds),
-                min(seconds, default=None),
-                max(seconds, default=None),
-                work.num_steps * work.cost.flops / 1e9,
-                _median(_numbers(mine, f"{stage}.peak_memory_mib")),
-                _median(_numbers(mine, f"{stage}.peak_gpu_memory_mib")),
-            )
-        )
-    return found
-
-
-def objective_costs(
-    experiments: Sequence[Experiment], results: Mapping[str, Result]
-) -> list[ObjectiveCost]:
-    """Of every bottleneck and objective that was run."""
-    tree = params.read_yaml(params.ROOT / "params.yaml")
-    groups: dict[tuple[str, str], list[Experiment]] = {}
-    for one in experiments:
-        if one.key in results and "train_ae" in results[one.key].ran:
-            ae = one.resolved["train_ae"]
-            kind = ae["autoencoder"]["bottleneck"], ae["align"]["objective"]
-            groups.setdefault(kind, []).append(one)
-    found: list[ObjectiveCost] = []
-    for (bottleneck, objective), members in groups.items():
-        steps = members[0].resolved["train_ae"]["scale.train_ae"]["steps"]
-        seconds = _numbers([results[one.key].metrics for one in members], "train_ae.seconds")
-        cfg = settle(members[0].settings, tree)
-        parts = costs.train_ae(cfg, costs.assumed(cfg)).parts
-        name = objective if bottleneck == "plain" else f"{bottleneck} + {objective}"
-        share = parts["alignment"] / parts["autoencoder"]
-        found.append(
-            ObjectiveCost(name, len(members), 1e3 * statistics.median(seconds) / steps, None, share)
-        )
-    none = next((one.milliseconds for one in found if one.name == "none"), None)
-    return [one._replace(added_time=one.milliseconds / none - 1) if none else one for one in found]
-
-
-class Runs(NamedTuple):
-    """MLflow's runs of a stage."""
+class StageRuns(NamedTuple):
+    """MLflow's runs of a stage, and their hours in all."""
 
     stage: str
     finished: int
@@ -112,8 +61,66 @@ class Runs(NamedTuple):
     hours: float
 
 
-def tracked_runs(root: Path) -> list[Runs]:
-    """What MLflow has of the stages of experiments; empty where there is no store, or it cannot be reached."""
+def stage_costs(params: Params, results: Sequence[Result]) -> list[StageCost]:
+    """The costs of all stages in order; operations are those of the given parameters."""
+    from flowprior.costs.facts import assumed
+    from flowprior.costs.stages import count
+
+    facts = assumed(params)
+    ledger = []
+    for stage in STAGES:
+        work = count(stage, params, facts)
+        mine = [one for one in results if stage in one.ran]
+        seconds = _costs(mine, f"{stage}.seconds")
+        ledger.append(
+            StageCost(
+                stage,
+                len(mine),
+                _median(seconds),
+                min(seconds, default=None),
+                max(seconds, default=None),
+                work.num_steps * work.cost.flops / 1e9,
+                _median(_costs(mine, f"{stage}.peak_memory_mib")),
+                _median(_costs(mine, f"{stage}.peak_gpu_memory_mib")),
+            )
+        )
+    return ledger
+
+
+def objective_costs(root: Path, results: Sequence[Result]) -> list[ObjectiveCost]:
+    """The costs of every pair of bottleneck and objective whose training was timed, as params.yaml stands."""
+    from flowprior.costs.facts import assumed
+    from flowprior.costs.stages import count
+
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for one in results:
+        if "train_ae.seconds" in one.costs:
+            section = one.params["train_ae"]
+            kind = section["autoencoder"]["bottleneck"], section["align"]["objective"]
+            groups.setdefault(kind, []).append(one)
+    ledger: list[ObjectiveCost] = []
+    for (bottleneck, objective), members in groups.items():
+        steps = [
+            one.costs["train_ae.seconds"] / one.params["train_ae"]["train_ae"]["steps"]
+            for one in members
+        ]
+        params = params_with(members[0].settings, root)
+        parts = count("train_ae", params, assumed(params)).parts
+        ledger.append(
+            ObjectiveCost(
+                objective if bottleneck == "plain" else f"{bottleneck} + {objective}",
+                len(members),
+                1e3 * statistics.median(steps),
+                None,
+                parts["alignment"] / parts["autoencoder"] if parts else None,
+            )
+        )
+    none = next((one.milliseconds for one in ledger if one.name == "none"), None)
+    return [one._replace(added_time=one.milliseconds / none - 1) if none else one for one in ledger]
+
+
+def tracked_runs(root: Path) -> list[StageRuns]:
+    """What MLflow has of experiments' stages; empty where there is no store, or none that answers."""
     from flowprior.ops.tracking import EXPERIMENT, store_uri
 
     uri = store_uri(root)
@@ -121,39 +128,29 @@ def tracked_runs(root: Path) -> list[Runs]:
         return []
     from mlflow import MlflowClient
 
+    wanted = "tags.kind = 'stage' and tags.experiment != 'workspace'"
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
-        runs = []
-        page = None
-        while experiment and (page is None or page.token):
-            page = client.search_runs(
-                [experiment.experiment_id],
-                "tags.kind = 'stage' and tags.experiment != 'workspace'",
-                page_token=page.token if page else None,
-            )
-            runs += page
-    except Exception as error:
+        ids = [experiment.experiment_id] if experiment else []
+        runs = client.search_runs(ids, wanted, max_results=50_000) if ids else []
+    except Exception as error:  # of MLflow, its database or its server
         print(f"MLflow cannot be read: {error}")
         return []
-    found: dict[str, list[tuple[str, float]]] = {stage: [] for stage in params.SCIENCE}
-    for run in runs:
-        hours = ((run.info.end_time or run.info.start_time) - run.info.start_time) / 3.6e6
-        found.setdefault(run.data.tags["stage"], []).append((run.info.status, hours))
-    return [
-        Runs(
-            stage,
-            sum(status == "FINISHED" for status, _ in of_stage),
-            sum(status in ("FAILED", "KILLED") for status, _ in of_stage),
-            sum(hours for _, hours in of_stage),
-        )
-        for stage, of_stage in found.items()
-        if of_stage
-    ]
+    ledger = []
+    for stage in STAGES:
+        mine = [run.info for run in runs if run.data.tags["stage"] == stage]
+        ends = [one.end_time or one.start_time for one in mine]
+        hours = sum(end - one.start_time for end, one in zip(ends, mine, strict=True)) / 3.6e6
+        finished = sum(one.status == "FINISHED" for one in mine)
+        failed = sum(one.status in ("FAILED", "KILLED") for one in mine)
+        if mine:
+            ledger.append(StageRuns(stage, finished, failed, hours))
+    return ledger
 
 
-def _numbers(metrics: Sequence[Mapping[str, object]], name: str) -> list[float]:
-    return [float(value) for one in metrics if isinstance(value := one.get(name), int | float)]
+def _costs(results: Sequence[Result], name: str) -> list[float]:
+    return [float(one.costs[name]) for one in results if name in one.costs]
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from flowprior.experiments.claims import Finding, Summary
 from flowprior.experiments.results import Result
 from flowprior.report import charts
-from flowprior.report.contents import Cell, Report, minus, numbers
+from flowprior.report.contents import Cell, Report, Rows, minus, numbers
 
 JUDGED = {
     "fd": ("sample_eval.fd_digits", "sample_eval.fid"),
@@ -19,10 +19,9 @@ JUDGED = {
     "psnr": ("encode_latents.psnr_db",),
 }
 """What is plotted: the metrics it may be, of which the first that a run has counts."""
+TEMPLATES = Path(__file__).with_name("templates")
 NEIGHBOURS = 5
 """Of the nearest-neighbour distance whose curves are drawn."""
-
-Rows = Mapping[str, Sequence[Result]]
 
 
 def render_html(report: Report) -> str:
@@ -68,14 +67,14 @@ def psnr_plot(title: str, rows: Rows) -> Markup:
     return charts.dot_plot(dots, "PSNR of reconstructions in dB, larger is better", title=title)
 
 
-def trade_off(rows: Iterable[tuple[str, Sequence[Result]]]) -> Markup:
-    """Reconstruction against generation, a point for a row."""
+def trade_off(rows: Iterable[tuple[str, Sequence[Result]]], fd: str, kind: str) -> Markup:
+    """Reconstruction against generation, one of the two in `JUDGED`; a point for a row."""
     points = []
     for row, runs in rows:
-        pairs = [(_judged(run, "psnr"), _judged(run, "fd")) for run in runs]
+        pairs = [(_judged(run, "psnr"), _judged(run, fd)) for run in runs]
         both = [(x, y) for x, y in pairs if x is not None and y is not None]
         points.append(charts.Point(row, both))
-    return charts.scatter(points, "PSNR of reconstructions, dB", "Fréchet distance of samples")
+    return charts.scatter(points, "PSNR of reconstructions, dB", f"Fréchet distance of {kind}")
 
 
 def curve_plot(row: str, runs: Sequence[Result]) -> Markup:
@@ -107,7 +106,7 @@ def figures(one: Finding) -> str:
     second = f"{one.claim.than:g}" if one.second is None else _summary(one.second)
     interval = f"[{one.low:.3g}, {one.high:.3g}]"
     return minus(
-        f"{name}: {_summary(one.first)} against {second}; difference {one.difference:.3g} {interval}"
+        f"{_summary(one.first)} against {second}; difference {one.difference:.3g} {interval}"
     )
 
 
@@ -150,7 +149,7 @@ def row(first: Sequence[str], cells: Iterable[str]) -> str:
 
 def _environment() -> Environment:
     found = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,

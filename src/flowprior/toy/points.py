@@ -17,11 +17,12 @@ from flowprior.flow.path import stratified_times
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.projection import Projection
-from flowprior.stats.coverage import collapse_signs, match_report
+from flowprior.stats.match import collapse_signs, match_report
 from flowprior.toy.config import NEIGHBOURS, Study
 from flowprior.toy.modes import mode_report
 from flowprior.toy.targets import Target2D, kernel_log_density
-from flowprior.training.session import Optimizer, Plan, Session
+from flowprior.training.plan import Optimizer, Plan
+from flowprior.training.session import Session
 
 LOOKS = 16
 """Looks at the points over an optimisation, evenly over log-steps."""

@@ -1,4 +1,4 @@
-"""What every training loop shares: device, ranks, precision, updates, averages, checkpoints, curves.
+"""What every training loop shares, in one module: device, ranks, precision, updates, averages, checkpoints, curves.
 
 The loop itself stays in the stage:
 
@@ -16,19 +16,16 @@ another key never sees it. Code is not in the key: a run goes on when a message 
 that other code began it (`FLOWPRIOR_RESUME=strict` refuses).
 """
 
-import fcntl
 import json
 import os
-import shutil
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,147 +33,19 @@ from tqdm import tqdm
 
 from flowprior.core import rng
 from flowprior.core.device import start_accelerator
-from flowprior.core.io import digest, file_digest, write_atomic
+from flowprior.core.io import digest, write_atomic
 from flowprior.core.locks import hold
-from flowprior.core.optim import Schedule, adamw, moving_average, schedule
 from flowprior.ops.machine import commit
 from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker
-
-FINISHED_KEPT = 4
-
-
-class Optimizer(NamedTuple):
-    """How a learner is optimised (AdamW).
-
-    Attributes:
-        lr: Peak learning rate.
-        warmup_steps: Steps of linear warm-up.
-        schedule: What follows.
-        beta2: Second moment's decay; the first is 0.9.
-        weight_decay: On tensors of two or more dims.
-        max_grad_norm: Gradients are clipped to it.
-        ema_decay: Decay of the weights' moving average.
-        undecayed: Names of parameters or submodules without decay as well; see `optim.adamw`.
-    """
-
-    lr: float
-    warmup_steps: int
-    schedule: Schedule
-    beta2: float
-    weight_decay: float
-    max_grad_norm: float
-    ema_decay: float
-    undecayed: tuple[str, ...] = ()
-
-
-class Plan(NamedTuple):
-    """How long a session runs and how often it looks up.
-
-    Attributes:
-        num_steps: Updates in all.
-        log_steps: Updates between two rows of the training curve.
-        checkpoint_steps: Updates between two checkpoints.
-        precision: `fp32`, or `bf16` autocast.
-        accumulate: Parts of a batch whose gradients are added up before an update; see `Session.parts`.
-        compile: Whether learners' modules run through `torch.compile`.
-    """
-
-    num_steps: int
-    log_steps: int
-    checkpoint_steps: int
-    precision: Literal["fp32", "bf16"]
-    accumulate: int = 1
-    compile: bool = False
-
-
-class OtherCodeError(RuntimeError):
-    """A checkpoint was made by other code, and `FLOWPRIOR_RESUME=strict` wants none of those."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite; the message names stage, step and the last good checkpoint."""
-
-
-class Learner:
-    """A module with its optimiser, schedule and moving average. Made by `Session.learner`.
-
-    Attributes:
-        module: As prepared for the launch (possibly wrapped for many ranks): call it to train.
-        averaged: The moving average: use it for what is kept.
-    """
-
-    def __init__(
-        self, session: "Session", name: str, module: nn.Module, optimizer: Optimizer
-    ) -> None:
-        accelerator = session.accelerator
-        module = module.to(accelerator.device)
-        self._average = moving_average(module, optimizer.ema_decay)
-        betas = (0.9, optimizer.beta2)
-        inner = adamw(module, optimizer.lr, betas, optimizer.weight_decay, optimizer.undecayed)
-        self._rates = schedule(
-            inner, optimizer.schedule, session.plan.num_steps, optimizer.warmup_steps
-        )
-        if session.plan.compile:
-            module.compile()  # in place: names of parameters stay what they are
-        self.module = accelerator.prepare_model(module)
-        self._optimizer = inner
-        self._max_grad_norm = optimizer.max_grad_norm
-        self._session = session
-        self._name = name
-        self._held = 0
-
-    @property
-    def averaged(self) -> nn.Module:
-        """The moving average of the module's weights."""
-        return self._average.module
-
-    def update(self, loss: Tensor) -> Tensor | None:
-        """One step down the gradient of `loss`; returns the gradient's norm before clipping.
-
-        With `Plan.accumulate` above 1 the step is taken at every so-manieth call, along the mean of
-        the gradients; other calls return None.
-
-        Raises:
-            NonFiniteError: Loss or gradient is not finite; nothing was changed.
-        """
-        accumulate = self._session.plan.accumulate
-        if not self._held:
-            self._optimizer.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            raise self._session.non_finite(self._name, "loss", loss)
-        self._session.accelerator.backward(loss / accumulate if accumulate > 1 else loss)
-        self._held = (self._held + 1) % accumulate
-        if self._held:
-            return None
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._max_grad_norm)
-        if not torch.isfinite(norm):
-            raise self._session.non_finite(self._name, "gradient norm", norm)
-        self._optimizer.step()
-        self._rates.step()
-        self._average.update_parameters(self._session.accelerator.unwrap_model(self.module))
-        return norm
-
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next update."""
-        return float(self._rates.get_last_lr()[0])
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        return {
-            "module": self._session.accelerator.unwrap_model(self.module).state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "rates": self._rates.state_dict(),
-            "average": self._average.state_dict(),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state."""
-        self._session.accelerator.unwrap_model(self.module).load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._rates.load_state_dict(state["rates"])
-        self._average.load_state_dict(state["average"])
+from flowprior.training.checkpoints import (
+    code_digest,
+    forget_finished,
+    read_checkpoint,
+    write_checkpoint,
+)
+from flowprior.training.learner import Learner
+from flowprior.training.plan import NonFiniteError, Optimizer, OtherCodeError, Plan
 
 
 class Session:
@@ -188,7 +57,7 @@ class Session:
         config: The resolved parameters, for tracking.
         inputs: Digest of every input.
         seed: Of the run.
-        plan: Lengths and cadences.
+        plan: Lengths and cadences, a `Plan` or its fields.
         root: The repository; `.ckpt` and the tracking database are there.
 
     Attributes:
@@ -205,13 +74,13 @@ class Session:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         seed: int,
-        plan: Plan,
+        plan: Plan | Mapping[str, Any],
         root: Path,
     ) -> None:
-        self.accelerator = start_accelerator(plan.precision)
+        self.plan = plan if isinstance(plan, Plan) else Plan(**plan)
+        self.accelerator = start_accelerator(self.plan.precision)
         self.stage = stage
         self.seed = seed
-        self.plan = plan
         self.curves: dict[str, list[dict[str, float]]] = {}
         self.seconds = 0.0
         self.started_at_step = 0
@@ -231,7 +100,7 @@ class Session:
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.folder / "lock", self.stage)
-            _forget_finished(self.folder)
+            forget_finished(self.folder)
         self.accelerator.wait_for_everyone()
         ended = (self.folder / "finished").exists()
         self.tracker.start(None if ended else self.folder / "tracking.json")
@@ -430,17 +299,7 @@ class Session:
             "sums": self._sums,
             "counts": self._counts,
         }
-        scratch = self.folder / "state.pt.tmp"
-        try:
-            torch.save(state, scratch)
-        except RuntimeError as error:  # torch's word for a disk that is full
-            raise OSError(
-                f"the checkpoint {scratch} cannot be written ({str(error).splitlines()[0]}); is the disk full? The "
-                "one before it is kept"
-            ) from error
-        with scratch.open("r+b") as file:
-            os.fsync(file.fileno())  # else the name may be on the disk before what it names
-        os.replace(scratch, self.folder / "state.pt")
+        write_checkpoint(self.folder / "state.pt", state)
 
     def _restore(self) -> int:
         self.accelerator.wait_for_everyone()
@@ -449,10 +308,7 @@ class Session:
             return 0
         untouched = {name: deepcopy(learner.state()) for name, learner in self._learners.items()}
         try:
-            with zipfile.ZipFile(path) as members:
-                if (damaged := members.testzip()) is not None:
-                    raise ValueError(f"the checksum of {damaged} is wrong")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_checkpoint(path)
             for name, learner in self._learners.items():
                 learner.load(state["learners"][name])
             curves = json.loads(state["curves"])
@@ -500,35 +356,3 @@ class Session:
 
 def _part_tags(part: int) -> tuple[str | int, ...]:
     return ("part", part) if part else ()
-
-
-def code_digest() -> str:
-    """Hash of the project's code that is loaded: the running script and the modules of flowprior."""
-    files = {
-        name: Path(module.__file__)
-        for name, module in sys.modules.items()
-        if name.split(".")[0] == "flowprior" and module.__file__ is not None
-    }
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    if script is not None and Path(script).suffix == ".py":
-        files["__main__"] = Path(script)
-    return digest({name: file_digest(path) for name, path in sorted(files.items())})
-
-
-def _forget_finished(folder: Path) -> None:
-    """Remove the stage's finished checkpoints of other keys, but for the newest few.
-
-    Those may belong to runs that were killed before dvc.lock was written. One that a process is at
-    work in stays.
-    """
-    finished = [
-        other / "finished"
-        for other in folder.parent.iterdir()
-        if other != folder and (other / "finished").exists()
-    ]
-    with suppress(FileNotFoundError):  # another process of the same stage may be tidying up too
-        finished.sort(key=lambda marker: marker.stat().st_mtime, reverse=True)
-        for marker in finished[FINISHED_KEPT:]:
-            with suppress(BlockingIOError), (marker.parent / "lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(marker.parent, ignore_errors=True)

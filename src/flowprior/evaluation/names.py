@@ -1,0 +1,13 @@
+"""Names of the judges. What is new takes a line here; see `flowprior.core.registry`."""
+
+from flowprior.core.registry import Registry
+
+JUDGES = Registry(
+    "evaluation",
+    "judge",
+    {
+        "digits": "flowprior.evaluation.digits:OnDigits",
+        "inception": "flowprior.evaluation.on_inception:OnInception",
+        "none": "flowprior.evaluation.judge:Unjudged",
+    },
+)
