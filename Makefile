@@ -5,74 +5,87 @@ PYTHON ?= python3
 STAMP  := $(VENV)/.installed
 # Address of PyTorch's index of CPU builds, to save 5 GB on a Linux machine without a GPU.
 TORCH_INDEX ?=
+# faiss-gpu brings 1.4 GB that a CPU never uses.
+FAISS ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+EXTRAS := test,text,docs,$(FAISS)
 export PATH := $(BIN):$(PATH)
+export PYTHONPATH := src
 
-.PHONY: repro toy tables report show test lint bench chaos plan preflight setup clean
+.PHONY: repro toy tables report show test test-slow lint docs bench chaos plan preflight setup clean
 
 repro: setup
-	python stages/params.py
+	flowprior config --check
 	dvc repro
 
 toy: setup
-	PYTHONPATH=src:stages python stages/toy/study_params.py
 	dvc repro stages/toy/dvc.yaml
 
 # The paper's tables as experiments: runs those of tables.yaml that have no result yet.
 # make tables TABLES='--only semantic --workers 1'; TABLES=--list only says what there is.
 TABLES ?=
 tables: setup
-	@PYTHONPATH=src:stages python stages/tables/campaign.py $(TABLES)
+	@flowprior tables $(TABLES)
 
 # What they gave, as metrics/report.html and metrics/report.md.
 report: setup
-	@PYTHONPATH=src:stages python stages/tables/report.py
+	@flowprior report
 
 # DVC's experiments side by side, without the hashes of data.
 show: setup
-	@dvc exp show --only-changed --drop '^(data|src|stages|metrics)/'
+	@dvc exp show --only-changed --drop '^(data|src|stages|plugins|metrics)/'
 
+# Two halves: what runs in minutes, and what kills, restarts and reruns whole pipelines. WORKERS: processes at a time.
+WORKERS ?= auto
 test: setup
-	PYTHONPATH=src python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" -q
+
+test-slow: setup
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadscope -m slow -q
 
 lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
 	codespell
+	mkdocs build --strict --quiet --site-dir $(VENV)/site
+
+docs: setup
+	mkdocs build --strict --site-dir site
 
 bench: setup
-	PYTHONPATH=src python -m pytest tests/benchmarks -o addopts=--strict-markers --benchmark-only --benchmark-disable-gc --benchmark-quiet -s -q
+	python -m pytest tests/benchmarks -o addopts=--strict-markers --benchmark-only --benchmark-disable-gc --benchmark-quiet -s -q
 
 # Kills stages at random moments and starts them again; fails if anything ends otherwise than undisturbed.
 MINUTES ?= 10
 chaos: setup
-	PYTHONPATH=src python -m tests.chaos --minutes $(MINUTES)
+	python -m tests.chaos --minutes $(MINUTES)
 
 # What a preset costs, without data: make plan PRESET=imagenet PLAN='--gpus 8 --utilisation 0.5'
 PRESET ?= imagenet
 PLAN   ?=
 plan: setup
-	@PYTHONPATH=src python stages/plan.py --preset "$(PRESET)" $(PLAN)
+	@flowprior plan --preset "$(PRESET)" $(PLAN)
 
 # Whether all that a run will need is there, before it starts; fills the caches of weights.
 preflight: setup
-	@PYTHONPATH=src python stages/preflight.py --preset "$(PRESET)"
+	@flowprior preflight --preset "$(PRESET)"
 
 setup: $(STAMP)
 
-# With TORCH_INDEX, torch and torchvision both come from there, and the pins of the CUDA builds do not apply.
+# uv from the machine, or one of .venv's own. With TORCH_INDEX, torch and torchvision both come from there, and the pins
+# of the CUDA builds do not apply.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowprior needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --upgrade pip
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@if [ -n "$(TORCH_INDEX)" ]; then set -ex; \
 	  grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt > $(VENV)/constraints.txt; \
-	  python -m pip install --index-url "$(TORCH_INDEX)" torch torchvision; \
+	  uv pip install --quiet --python $(BIN)/python --index-url "$(TORCH_INDEX)" torch torchvision; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
-	python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[test,text]'
+	uv pip install --quiet --python $(BIN)/python --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .ckpt .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .ckpt .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

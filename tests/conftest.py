@@ -1,5 +1,6 @@
 """What several folders of tests need."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ import torch
 from torch import nn
 
 from flowprior.core import rng
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in what tests start, also where the suite itself was started with SIGINT ignored (`&`, nohup)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,6 +1,6 @@
-"""`python -m flowprior`."""
+"""`python -m flowprior`, the same as the command `flowprior`."""
 
-from flowprior.cli.command import main
+from flowprior.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Operations and memory on the meta device: what torch counts on real tensors, and what autograd keeps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,19 +17,18 @@ from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.vit import build_autoencoder
 from flowprior.core import rng
 from flowprior.core.rng import Draw
-from flowprior.costs.flops import (
+from flowprior.costs.flops import META, measure
+from flowprior.costs.hardware import (
     COPY_BYTES,
     FROZEN_BYTES,
     H100,
     LEARNED_BYTES,
-    META,
     Hardware,
     Precision,
-    measure,
     num_parameters,
-    sampling_flops,
     state_bytes,
 )
+from flowprior.costs.sampling import sampling_flops
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors, stratified_times
 from flowprior.flow.velocity import VelocityMLP
@@ -61,15 +60,6 @@ MAR_SHAPE = MARShape(
     head_depth=2,
     dropout=0.0,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For small tensors: threads that wait for one another crawl."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def counted(step: Callable[[], Tensor]) -> int:

@@ -66,15 +66,21 @@ def run(name: str, settings: list[str]) -> None:
         sys.exit("ERROR: costs of another run are there")
     for folder in ("metrics/costs", "metrics/curves", "metrics/sheets"):
         Path(folder).mkdir(parents=True, exist_ok=True)
+    head = git("rev-parse", "HEAD")
     for stage in STAGES:
         Path(f"metrics/{stage}.json").write_text(json.dumps({"score": 0.5, "seed": 0}))
         if stage != "extract_features":  # as if that came from the cache
-            costs = {"seconds": 2.5, "machine": {"cpu": "some", "threads": 1}}
+            began = "0123456789ab" if stage == "train_ae" else None
+            costs = {
+                "seconds": 2.5,
+                "machine": {"cpu": "some", "threads": 1},
+                "commit": head,
+                "began_at": began,
+            }
             Path(f"metrics/costs/{stage}.json").write_text(json.dumps(costs))
     Path("metrics/curves/alignment.csv").write_text("step,alignment_loss\n1,2.5\n2,1.5\n")
     for sheet in ("samples", "reconstructions"):
         Path(f"metrics/sheets/{sheet}.png").write_bytes(b"\x89PNG" + name.encode())
-    head = git("rev-parse", "HEAD")
     git("add", "-A")
     commit = git("commit-tree", git("write-tree"), "-p", head, "-m", name)
     git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit, "0" * 40)

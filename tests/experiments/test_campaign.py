@@ -119,8 +119,8 @@ def test_a_result_says_what_made_it(repository: Path, fake_dvc: Path) -> None:
     assert len(result.ran) == 6
     assert result.machine == {"cpu": "some", "threads": 1}
     assert result.metrics["train_ae.score"] == 0.5
-    assert result.costs["train_ae.seconds"] == 2.5
-    assert "train_ae.machine" not in result.costs
+    assert result.costs == {f"{stage}.seconds": 2.5 for stage in result.ran}
+    assert result.resumed == {"train_ae": "0123456789ab"}
     assert result.curves == {"alignment": {"step": [1.0, 2.0], "alignment_loss": [2.5, 1.5]}}
     assert result.sheets["samples"] == b"\x89PNGkl-s1"
     _, _, threads, home = (fake_dvc / "events").read_text().splitlines()[0].split()
@@ -244,7 +244,7 @@ def test_results_that_were_lost_are_taken_from_dvc(repository: Path, fake_dvc: P
     assert collect(repository, everything) == [one.name for one in everything[:3]]
     assert events(fake_dvc, "start") == started
     assert load_all(repository) == {
-        name: one._replace(machine={}, ran=[], costs={}) for name, one in before.items()
+        name: one._replace(machine={}, ran=[], resumed={}, costs={}) for name, one in before.items()
     }
 
 

@@ -33,6 +33,7 @@ def result_of(one: Experiment, **changes: Any) -> Result:
         commit="0123456789abcdef0123456789abcdef01234567",
         machine={"cpu": "x", "threads": 1},
         ran=["train_ae"],
+        resumed={},
         metrics={"encode_latents.psnr_db": 20.0},
         costs={"train_ae.seconds": 3.5},
         curves={"alignment": {"step": [1.0, 2.0]}},

@@ -94,7 +94,7 @@ def test_nothing_is_run_twice(copied: Path) -> None:
     assert [one.name for one in missing(copied)] == ["lost-s1"]
     before = load_all(copied)["kl-s1"]
     again = run_one(copied, named(copied, "kl-s1"))
-    assert again == before._replace(machine={}, ran=[], costs={})
+    assert again == before._replace(machine={}, ran=[], resumed={}, costs={})
 
 
 def test_results_that_were_lost_are_taken_from_dvc(copied: Path) -> None:
@@ -103,7 +103,7 @@ def test_results_that_were_lost_are_taken_from_dvc(copied: Path) -> None:
     shutil.rmtree(copied / "metrics/experiments")
     assert sorted(collect(copied, missing(copied))) == ["kl-s1", "semantic-s1"]
     assert load_all(copied) == {
-        name: one._replace(machine={}, ran=[], costs={}) for name, one in before.items()
+        name: one._replace(machine={}, ran=[], resumed={}, costs={}) for name, one in before.items()
     }
 
 
@@ -174,7 +174,7 @@ def test_machines_exchange_experiments_through_remotes(copied: Path, tmp_path: P
     run_git(third, "fetch", "-q", "origin", "refs/exps/*:refs/exps/*")
     assert collect(third, missing(third, only="kl")) == ["kl-s5"]
     here = load_all(copied)["kl-s5"]
-    assert load_all(third)["kl-s5"] == here._replace(machine={}, ran=[], costs={})
+    assert load_all(third)["kl-s5"] == here._replace(machine={}, ran=[], resumed={}, costs={})
     run_git(third, "checkout", "-q", dvc_experiments(third)["kl-s5"][0])
     subprocess.run(["dvc", "pull", "-q", "sample_eval"], cwd=third, **run)
     assert (third / "data/samples/samples.npz").is_file()

@@ -14,7 +14,9 @@ import pytest
 
 from flowprior.core.artifacts import MANIFEST, SCHEMA_VERSION
 
-from .test_pipeline import BIN, STAGES, clone, hashes
+from .workspace import BIN, STAGES, clone, hashes
+
+pytestmark = pytest.mark.slow
 
 OUTPUTS = dict(
     zip(

@@ -26,7 +26,9 @@ from flowprior.training.plan import Optimizer, Plan
 from flowprior.training.session import Session
 
 from .test_damage import stage
-from .test_pipeline import clone, hashes
+from .workspace import clone, configure, hashes
+
+pytestmark = pytest.mark.slow
 
 MEGABYTE = 2**20
 FULL = (errno.ENOSPC, errno.EFBIG)
@@ -295,7 +297,7 @@ def test_a_stage_whose_checkpoint_does_not_fit_stops_and_keeps_its_old_output(
     before = hashes(repository / "data"), hashes(repository / "metrics")
     params = repository / "params.yaml"
     text = params.read_text(encoding="utf-8")
-    params.write_text(text.replace("seed: 0", "seed: 1", 1), encoding="utf-8")
+    configure(repository, seed=1)
     try:
         with filled(repository / ".ckpt", MEGABYTE // 32):
             done = stage("train_flow", repository)

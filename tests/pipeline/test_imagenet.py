@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from flowprior.core import rng
 
-from .test_pipeline import STAGES, clone, run, stages_run
+from .workspace import STAGES, clone, run, stages_run
+
+pytestmark = pytest.mark.slow
 
 NUM_CLASSES, PER_CLASS, SIZE = 4, 60, 32
 TWO_RANKS = "LAUNCH=torchrun --standalone --nproc-per-node=2"
@@ -63,13 +65,8 @@ def write_transformer(folder: Path, architecture: str, seed: int, **narrowed: in
     return folder
 
 
-def shrink(tree: dict, folder: Path, inception: Path) -> dict:
-    """The shipped parameters with an imagenet preset that two cores run in a minute; nothing is turned off."""
-    tree["preset"] = "digits"
-    tree["prior"]["path"] = str(folder / "features")
-    tree["images"]["max_corrupt"] = 0.03
-    tree["evaluation"]["weights"] = str(inception)
-    scale = tree["presets"]["imagenet"]
+def shrink(scale: dict) -> dict:
+    """An imagenet preset that two cores run in a minute; nothing is turned off."""
     scale["images"]["size"] = SIZE
     scale["extract_features"] |= {"batch_images": 32, "max_vectors": 500}
     scale["project"]["dim"] = 8
@@ -82,7 +79,6 @@ def shrink(tree: dict, folder: Path, inception: Path) -> dict:
         "eval_vectors": 100,
     }
     scale["train_ae"] |= short | {
-        "encoder": f"local-dir:{folder / 'encoder'}",
         "patch_size": 8,
         "num_latents": 4,
         "width": 32,
@@ -91,14 +87,9 @@ def shrink(tree: dict, folder: Path, inception: Path) -> dict:
         "batch_images": 8,
         "eval_steps": 3,
         "eval_latents": 100,
-        "gradient_checkpointing": True,
-        "accumulate": 2,
     }
-    scale["train_ae"]["perceptual"] |= {"warmup_steps": 2, "pretrained": False}
-    scale["train_ae"]["adversarial"] |= {
-        "start_step": 2,
-        "backbone": f"local-dir:{folder / 'critic'}",
-    }
+    scale["train_ae"]["perceptual"]["warmup_steps"] = 2
+    scale["train_ae"]["adversarial"]["start_step"] = 2
     scale["encode_latents"] |= {"batch_images": 20}
     scale["train_mar"] |= short | {
         "width": 32,
@@ -116,11 +107,10 @@ def shrink(tree: dict, folder: Path, inception: Path) -> dict:
         "batch_images": 8,
         "num_iterations": 4,
         "head_steps": 8,
-        "final_head_steps": 2,
     }
     for stage in ("train_flow", "train_ae", "train_mar"):
         scale[stage]["optimizer"]["warmup_steps"] = 2
-    return tree
+    return scale
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +138,24 @@ def repository(tmp_path_factory, inception_weights: Path) -> Path:
     write_transformer(
         folder / "critic", "vit_small_patch16_224", 2, embed_dim=32, depth=4, num_heads=2
     )
-    target = clone(folder / "clone")
+    target = clone(
+        folder / "clone",
+        preset="digits",
+        prior__path=str(folder / "features"),
+        images__max_corrupt=0.03,
+        evaluation__weights=str(inception_weights),
+        train_ae__gradient_checkpointing=True,
+        train_ae__accumulate=2,
+        train_ae__encoder=f"local-dir:{folder / 'encoder'}",
+        train_ae__perceptual__pretrained=False,
+        train_ae__adversarial__backbone=f"local-dir:{folder / 'critic'}",
+        sample_eval__final_head_steps=2,
+    )
     write_images(folder / "images")
     (target / "data/images").symlink_to(folder / "images")
-    path = target / "params.yaml"
-    tree = shrink(yaml.safe_load(path.read_text(encoding="utf-8")), folder, inception_weights)
-    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    path = target / "presets/imagenet.yaml"
+    scale = shrink(yaml.safe_load(path.read_text(encoding="utf-8")))
+    path.write_text(yaml.safe_dump(scale, sort_keys=False), encoding="utf-8")
     run(["git", "commit", "-qam", "miniature"], target)
     output = run(["env", TWO_RANKS, "dvc", "exp", "run", "-S", "preset=imagenet"], target)
     assert stages_run(output) == STAGES
@@ -243,13 +245,21 @@ def test_other_images_stop_the_stages_behind(repository: Path) -> None:
 
 
 def test_preflight_finds_everything_and_names_what_is_missing(repository: Path) -> None:
-    preflight = ["env", "PYTHONPATH=src", "HF_HUB_OFFLINE=1", "python", "stages/preflight.py"]
+    preflight = [
+        "env",
+        "PYTHONPATH=src",
+        "HF_HUB_OFFLINE=1",
+        "python",
+        "-m",
+        "flowprior",
+        "preflight",
+    ]
     said = run([*preflight, "--preset", "imagenet"], repository)
     assert said.count("  ok  ") == 7
     assert "192 train and 48 validation, 4 classes" in said
     assert "all there for preset imagenet" in said
     tree = yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
-    critic = Path(tree["presets"]["imagenet"]["train_ae"]["adversarial"]["backbone"].split(":")[1])
+    critic = Path(tree["train_ae"]["adversarial"]["backbone"].split(":")[1])
     critic.rename(critic.with_name("elsewhere"))
     try:
         with pytest.raises(AssertionError, match="MISSING  discriminator") as failed:

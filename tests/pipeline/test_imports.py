@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flowprior.config import params
+from flowprior.config.schema import STAGES
 
 from .closure import ROOT
 
@@ -53,13 +53,13 @@ def imported_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("stage", [*params.SCIENCE, "summary"])
+@pytest.mark.parametrize("stage", [*STAGES, "summary"])
 def test_a_stage_imports_what_it_uses(stage: str) -> None:
     assert imported_by(f"import {stage}") & DEAR == NEEDED[stage]
 
 
 def test_parameters_and_the_summary_do_without_torch() -> None:
-    assert "torch" not in imported_by("import params, summary")
+    assert "torch" not in imported_by("import flowprior.config.launch, summary")
 
 
 def test_the_library_brings_torch_alone() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .test_pipeline import clone, run
+from .workspace import clone, configure, run
+
+pytestmark = pytest.mark.slow
 
 HAND = ["env", "PYTHONPATH=src", "OMP_NUM_THREADS=1", "python"]
 
@@ -19,13 +21,6 @@ def repository(tmp_path_factory) -> Path:
     for stage in ("extract_features", "project", "train_flow"):
         run([*HAND, f"stages/{stage}.py"], target)
     return target
-
-
-def change(repository: Path, old: str, new: str) -> None:
-    path = repository / "params.yaml"
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_an_infinite_loss_stops_a_stage_and_taking_the_value_back_goes_on(repository: Path) -> None:
@@ -40,14 +35,14 @@ def test_an_infinite_loss_stops_a_stage_and_taking_the_value_back_goes_on(reposi
     )
     with pytest.raises(AssertionError, match="interrupted"):
         run([*HAND, str(hook), "stages/train_ae.py"], repository)
-    change(repository, "\n  weight: 0.01", "\n  weight: 1.0e+39")
+    configure(repository, align__weight=1e39)
     with pytest.raises(AssertionError) as stopped:
         run([*HAND, "stages/train_ae.py"], repository)
     said = str(stopped.value)
     assert "train_ae: the loss of the autoencoder is inf at step 0; no checkpoint yet" in said
     assert "Lower the learning rate or the weight" in said
     assert not (repository / "data/autoencoder").exists()
-    change(repository, "\n  weight: 1.0e+39", "\n  weight: 0.01")
+    configure(repository, align__weight=0.01)
     assert "goes on at step 20 of 60" in run([*HAND, "stages/train_ae.py"], repository)
     assert np.isfinite(json.loads((repository / "metrics/train_ae.json").read_text())["loss"])
 
@@ -61,12 +56,7 @@ def test_features_that_are_not_numbers_are_told_and_the_old_ones_stay(
     np.save(tmp_path / "features.npy", features)
     before = (repository / "data/features/manifest.json").read_bytes()
     shutil.copy(repository / "params.yaml", tmp_path / "params.yaml")
-    change(repository, "source: semantic", "source: file")
-    change(
-        repository,
-        "path: null              # a model's",
-        f"path: {tmp_path / 'features.npy'}  # a model's",
-    )
+    configure(repository, prior__source="file", prior__path=str(tmp_path / "features.npy"))
     try:
         with pytest.raises(AssertionError, match="features hold NaN or infinite values"):
             run([*HAND, "stages/extract_features.py"], repository)

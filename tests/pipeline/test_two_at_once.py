@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 from flowprior.experiments.results import dvc_experiments
 from flowprior.ops.tracking import EXPERIMENT
 
-from .test_pipeline import BIN, STAGES, clone, hashes, run, stages_run
+from .workspace import BIN, STAGES, clone, configure, hashes, run, stages_run
+
+pytestmark = pytest.mark.slow
 
 THREADS = "OMP_NUM_THREADS=1"
 
@@ -72,10 +74,7 @@ def of_experiment(folder: Path, name: str, stage: str) -> dict[str, float]:
 def two_clones(tmp_path_factory) -> tuple[list[Path], str]:
     """`dvc repro` in two clones at once, of seed 0 and 1, with one fresh database for both."""
     folders = [clone(tmp_path_factory.mktemp(f"clone{seed}")) for seed in range(2)]
-    text = (folders[1] / "params.yaml").read_text(encoding="utf-8")
-    (folders[1] / "params.yaml").write_text(
-        text.replace("\nseed: 0", "\nseed: 1"), encoding="utf-8"
-    )
+    configure(folders[1], seed=1)
     for folder in folders:
         run(["git", "commit", "-q", "--allow-empty", "-am", "seed"], folder)
     uri = f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'shared.db'}"
@@ -114,7 +113,6 @@ def test_an_experiment_in_a_temporary_copy_runs_beside_the_workspace(
     """The workspace retrains its autoencoder while the experiment trains another; each has its own result."""
     folder = two_clones[0][0]
     before = hashes(folder / "data/flow_prior")
-    text = (folder / "params.yaml").read_text(encoding="utf-8")
     experiment = begin(
         ["dvc", "exp", "run", "--temp", "-n", "beside", "-S", "align.weight=0.5", "train_ae"],
         folder,
@@ -126,9 +124,7 @@ def test_an_experiment_in_a_temporary_copy_runs_beside_the_workspace(
         assert experiment.poll() is None, experiment.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    (folder / "params.yaml").write_text(
-        text.replace("\n  weight: 0.01", "\n  weight: 0.25"), encoding="utf-8"
-    )
+    configure(folder, align__weight=0.25)
     end(begin(["dvc", "repro", "train_ae"], folder))
     end(experiment)
     assert hashes(folder / "data/flow_prior") == before

@@ -1,6 +1,6 @@
 """The section `align`: what pulls the latents, and how hard."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,7 +25,7 @@ class Pull(Section):
     """Of an objective of your own: keyword arguments of its `build`."""
 
     @model_validator(mode="after")
-    def _times_fit(self) -> Self:
+    def _times_fit(self) -> "Pull":
         if self.objective == "dmd" and self.t_max <= 0.5:
             raise ValueError(
                 f"align.t_max must be above 0.5 with align.objective dmd, found {self.t_max}: "

@@ -4,7 +4,6 @@ All are means over dims, so that one `align.weight` means about the same pull fo
 """
 
 from copy import deepcopy
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -35,7 +34,7 @@ class FlowObjective:
         self.num_draws = num_draws
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "FlowObjective":
         """Takes the flow and the number of draws."""
         return cls(material.velocity, material.dim, material.num_draws)
 
@@ -81,7 +80,7 @@ class WeightedAlignment(FlowObjective):
         self.t_max = t_max
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "WeightedAlignment":
         """Takes the flow, the number of draws and the largest time."""
         return cls(material.velocity, material.dim, material.num_draws, material.t_max)
 
@@ -152,7 +151,7 @@ class DistributionMatching(FlowObjective):
         self.fake = deepcopy(velocity).requires_grad_(True)
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "DistributionMatching":
         """Takes the flow, the number of draws and the largest time."""
         return cls(material.velocity, material.dim, material.num_draws, material.t_max)
 

@@ -1,7 +1,7 @@
 """What an objective is: codes and randomness in, one number out; and those that ask neither flow nor targets."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,7 +44,7 @@ class Unaligned:
     """No pull at all: the paper's AE row."""
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "Unaligned":
         """Takes nothing."""
         return cls()
 
@@ -56,7 +56,7 @@ class GaussianKL:
     """KL to N(0, I), mean over dims: of each posterior, or of N(batch mean, batch variance) without one."""
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "GaussianKL":
         """Takes nothing."""
         return cls()
 

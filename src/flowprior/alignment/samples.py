@@ -1,7 +1,5 @@
 """Objectives that compare the batch's latents with as many targets: no network, but the whole batch at once."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +30,7 @@ class SlicedWasserstein:
         self.num_projections = num_projections
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "SlicedWasserstein":
         """Takes the targets."""
         return cls(material.targets)
 
@@ -69,7 +67,7 @@ class MaximumMeanDiscrepancy:
         self.max_vectors = max_vectors
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "MaximumMeanDiscrepancy":
         """Takes the targets."""
         return cls(material.targets)
 
@@ -110,7 +108,7 @@ class MomentMatching:
         self.covariance = covariance
 
     @classmethod
-    def build(cls, material: Material) -> Self:
+    def build(cls, material: Material) -> "MomentMatching":
         """Takes mean and covariance of a sample of the targets."""
         moments = Moments(material.dim)
         moments.update(material.targets(MOMENT_VECTORS, rng.generator(0, "objective", "moments")))

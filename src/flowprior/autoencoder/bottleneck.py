@@ -1,6 +1,6 @@
 """What stands between encoder and decoder: how the encoder's output becomes latents."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,9 @@ class PlainBottleneck(nn.Module):
         self.linear = nn.Linear(width, dim)
 
     @classmethod
-    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+    def build(
+        cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None
+    ) -> "PlainBottleneck":
         """Takes widths alone."""
         return cls(width, dim)
 
@@ -45,7 +47,9 @@ class KLBottleneck(nn.Module):
         self.linear = nn.Linear(width, 2 * dim)
 
     @classmethod
-    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+    def build(
+        cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None
+    ) -> "KLBottleneck":
         """Takes widths alone."""
         return cls(width, dim)
 

@@ -1,6 +1,6 @@
 """The sections `autoencoder` and `train_ae`."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -61,7 +61,7 @@ class TrainAutoencoder(LargeTraining):
     adversarial: Adversarial
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _heads_fit(self) -> "TrainAutoencoder":
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
         if self.encoder is not None and self.layer_scale is None:

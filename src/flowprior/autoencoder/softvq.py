@@ -1,7 +1,7 @@
 """A soft quantiser: latents are mixtures of a codebook's codes; SoftVQ-VAE, arXiv:2412.10958."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -65,7 +65,9 @@ class SoftVQBottleneck(nn.Module):
         )
 
     @classmethod
-    def build(cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None) -> Self:
+    def build(
+        cls, width: int, dim: int, num_tokens: int, codebooks: Codebooks | None
+    ) -> "SoftVQBottleneck":
         """Takes widths, tokens and codebooks.
 
         Raises:

@@ -15,6 +15,12 @@ class ParamsError(ValueError):
     """The parameters cannot be used; one line for each mistake."""
 
 
+class Unsaid:
+    """Stands for a value that params.yaml leaves to the preset and the preset does not have; no field accepts it."""
+
+
+UNSAID = Unsaid()
+
 S = typing.TypeVar("S", bound=Section)
 
 
@@ -36,6 +42,11 @@ def parse_as(kind: type[S], tree: object, origins: Mapping[str, str] | None = No
         raise ParamsError("\n".join(lines)) from None
 
 
+def unsaid(key: str) -> str:
+    """What is said of a key that both files leave to the other."""
+    return f"{key}: params.yaml says `preset`, but the preset says nothing of it"
+
+
 def _from(line: str, location: tuple[Any, ...], origins: Mapping[str, str]) -> str:
     """The line, with the file that the value is in where it is not params.yaml."""
     key = ".".join(str(part) for part in location)
@@ -55,8 +66,8 @@ def _explain(kind: type[Section], error: dict[str, Any]) -> str:
         return f"{key}: unknown key, {allowed(str(location[-1]), siblings)}"
     if error["type"] == "missing":
         return f"{key}: missing"
-    if found == "preset":
-        return f"{key}: params.yaml says `preset`, but the preset says nothing of it"
+    if found is UNSAID:
+        return unsaid(key)
     if error["type"] == "literal_error":
         expected = _choices_at(kind, location)
         return f"{key}: found {found!r}, {allowed(str(found), expected)}"

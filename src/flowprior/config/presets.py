@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowprior.config.messages import ParamsError, parse_as
+from flowprior.config.messages import UNSAID, ParamsError, parse_as, unsaid
 from flowprior.config.schema import Params
 from flowprior.config.yaml12 import read_yaml
 from flowprior.core.registry import allowed
@@ -63,7 +63,11 @@ def resolve(root: Path, tree: object = None) -> Resolved:
         raise ParamsError(f"{file} holds no sections")
     origins: dict[str, str] = {}
     merged = _merge(tree, scale, "", origins, file)
-    return Resolved(parse_as(Params, merged, origins), origins)
+    params = parse_as(Params, merged, origins)
+    left = [unsaid(key) for key, value in leaves(merged) if value is UNSAID]  # within `options`
+    if left:
+        raise ParamsError("\n".join(left))
+    return Resolved(params, origins)
 
 
 def preset_names(root: Path) -> list[str]:
@@ -90,7 +94,7 @@ def _merge(
         elif mine == DEFERS and theirs != DEFERS:
             merged[name], origins[key] = theirs, file
         else:  # `preset` on both sides: a key that is unknown or that the preset lacks, the check says which
-            merged[name], origins[key] = mine, "params.yaml"
+            merged[name], origins[key] = UNSAID if mine == DEFERS else mine, "params.yaml"
     return merged
 
 

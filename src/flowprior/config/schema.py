@@ -4,7 +4,7 @@ A section's class stands beside what it configures (`<room>/config.py`); this mo
 pydantic only, so that a mistake is told in a second, before torch is imported.
 """
 
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -59,7 +59,7 @@ class Params(Section):
     sample_eval: SampleEval
 
     @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
+    def _sections_fit(self) -> "Params":
         size, patch = self.images.size, self.train_ae.patch_size
         if size % patch:
             raise ValueError(f"train_ae.patch_size ({patch}) must divide images.size ({size})")

@@ -123,9 +123,7 @@ def teacher(cfg: Params) -> tuple[Teacher | None, dict[str, nn.Module]]:
     ), {"teacher": vit}
 
 
-def image_judges(
-    perceptual: PerceptualTerm, adversarial: AdversarialTerm
-) -> dict[str, nn.Module]:
+def image_judges(perceptual: PerceptualTerm, adversarial: AdversarialTerm) -> dict[str, nn.Module]:
     """The frozen networks that judge reconstructions, by name.
 
     Raises:
@@ -153,9 +151,7 @@ def generator(cfg: Params, num_classes: int) -> Any:
     """
     shape = LatentShape(cfg.train_ae.num_latents, cfg.project.dim, num_classes)
     with counting_plugin("generator.model", cfg.generator.model), META:
-        return build_generator(
-            cfg.generator.model, shape, cfg.train_mar, cfg.generator.options
-        )
+        return build_generator(cfg.generator.model, shape, cfg.train_mar, cfg.generator.options)
 
 
 def images(cfg: Params, batch: int, channels: int) -> Tensor:

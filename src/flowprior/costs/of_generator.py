@@ -1,6 +1,7 @@
 """What the stages cost that train the generator and draw from it: train_mar, sample_eval."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def sample_eval(cfg: Params, facts: Facts) -> Work:
 
 
 def _masked_step(mar: MAR, batch: int, precision: Precision) -> Cost:
-    """A step of MAR, between the fewest and all tokens masked: operations at their mean number, memory at the dearer."""
+    """A step of MAR: operations at the mean number of masked tokens, memory of the fewest or of all, what is more."""
     n, dim, masking = mar.shape.num_tokens, mar.shape.dim, mar.masking
     tokens = torch.empty(batch, n, dim, device=META)
     labels = torch.zeros(batch, dtype=torch.long, device=META)
@@ -116,7 +117,7 @@ def _drawn_step(model: Any, cfg: Params, batch: int) -> Cost:
     costs = []
     for index in range(DRAWS):
         drawn = model.draw_batch(tokens, labels, rng.generator(0, "plan", index)).shared(there)
-        costs.append(measure(lambda drawn=drawn: model(*drawn), cfg.train_mar.precision))
+        costs.append(measure(partial(model, *drawn), cfg.train_mar.precision))
     flops = sum(cost.flops for cost in costs)
     return Cost(round(flops / DRAWS), max(cost.kept_bytes for cost in costs))
 

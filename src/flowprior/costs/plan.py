@@ -6,15 +6,13 @@ counted and what is left out.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from flowprior.config.presets import DEFERS, resolve
 from flowprior.config.schema import Params
-from flowprior.config.yaml12 import read_yaml
 from flowprior.costs.facts import Facts
 from flowprior.costs.hardware import Hardware, Precision, num_parameters, state_bytes
-from flowprior.costs.stages import STAGES, Work, count
+from flowprior.costs.stages import STAGES, count
+from flowprior.costs.work import Work
 
 GIB = 2**30
 BUCKET_BYTES = 4
@@ -192,18 +190,3 @@ def _details(cfg: Params, lines: Sequence[Row]) -> Iterator[str]:
     for line in lines:
         for reason in line.uncounted:
             yield f"{line.stage}: not counted: {reason}"
-
-
-def load(root: Path, preset: str) -> Params:
-    """The parameters of a repository with another preset; with one of photographs, digits become those.
-
-    Raises:
-        ParamsError: There is no such preset, or a file cannot be used.
-    """
-    tree = read_yaml(root / "params.yaml")
-    if not isinstance(tree, Mapping) or preset == tree.get("preset"):
-        return resolve(root, tree).params
-    tree, images = {**tree, "preset": preset}, tree.get("images")
-    if isinstance(images, Mapping) and images.get("source") == "digits":
-        tree["images"] = {**images, "source": DEFERS}
-    return resolve(root, tree).params

@@ -70,6 +70,8 @@ def _calls(cfg: Params, key: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield "", 1, encoder
         case "autoencoder.model":
             yield "", 3, cfg.autoencoder.options
+        case "autoencoder.bottleneck":
+            yield "build", 4, {}
         case "align.objective":
             yield "build", 1, cfg.align.options
         case "generator.model":

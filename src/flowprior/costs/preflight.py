@@ -5,6 +5,7 @@ Weights that have to be downloaded are downloaded now, into the caches where the
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def _checks(cfg: Params) -> Iterator[tuple[str, Callable[[], str]]]:
     """What to look at, and what says how it was found or raises."""
     images, settings = _Opened(), cfg.train_ae
     for key, name in plugins_of(cfg):
-        yield f"{key} {name}", lambda key=key, name=name: check_plugin(cfg, key, name)
+        yield f"{key} {name}", partial(check_plugin, cfg, key, name)
     yield "images", lambda: _find_images(cfg, images)
     yield f"prior {cfg.prior.source}", lambda: _find_prior(cfg, images)
     if settings.encoder is not None:

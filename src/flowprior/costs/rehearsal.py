@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from flowprior.costs.flops import META
-from flowprior.training.learner import Optimizer
+from flowprior.training.plan import Optimizer
 from flowprior.training.session import Session
 
 

@@ -1,4 +1,4 @@
-"""What it costs to draw a sample from MAR, as a sum over its schedule: to walk through it on the meta device takes long."""
+"""What it costs to draw a sample from MAR, summed over its schedule: to walk it on the meta device takes long."""
 
 import math
 from collections.abc import Mapping

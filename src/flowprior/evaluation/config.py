@@ -1,6 +1,6 @@
 """The section `evaluation`: what judges images, and against which."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import AfterValidator, model_validator
 
@@ -19,7 +19,7 @@ class Evaluation(Section):
     """Real images for the samples: a folder, or ADM's .npz; null takes the held-out images."""
 
     @model_validator(mode="after")
-    def _nothing_is_without_effect(self) -> Self:
+    def _nothing_is_without_effect(self) -> "Evaluation":
         for name, value in (("weights", self.weights), ("reference", self.reference)):
             if self.judge == "none" and value is not None:
                 raise ValueError(

@@ -41,6 +41,7 @@ class Result(NamedTuple):
         commit: The git commit that it started from; empty where that is not known.
         machine: What it ran on (see `ops.machine`); empty where that is not known, or no stage ran.
         ran: Stages that ran there; the others came from DVC's cache, whatever machine filled it.
+        resumed: Stages that went on from a checkpoint of other code: the commit that began each.
         metrics: Of every stage, by `stage.name`: functions of inputs, parameters and kind of machine.
         costs: Seconds, rates and memory of the stages that ran, by `stage.name`.
         curves: Tables over training, by name: columns by name.
@@ -57,6 +58,7 @@ class Result(NamedTuple):
     commit: str
     machine: Mapping[str, Any]
     ran: Sequence[str]
+    resumed: Mapping[str, str]
     metrics: Mapping[str, Any]
     costs: Mapping[str, float]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
@@ -94,7 +96,11 @@ def read_workspace(root: Path, experiment: Experiment, commit: str) -> Result:
     """
     params = resolve(root).params
     tracked = {stage: params.tracked(stage) for stage in STAGES}
-    costs, machine, ran = _read_costs(root)
+    costs = _read_costs(root)
+    machines = [facts.pop("machine") for facts in costs.values()]
+    began = {stage: facts.pop("began_at", None) for stage, facts in costs.items()}
+    for facts in costs.values():
+        facts.pop("commit", None)
     result = Result(
         name=experiment.name,
         preset=params.preset,
@@ -104,10 +110,11 @@ def read_workspace(root: Path, experiment: Experiment, commit: str) -> Result:
         versions=_read_versions(root),
         plugins=plugin_digests(tracked, root),
         commit=commit,
-        machine=machine,
-        ran=ran,
+        machine=machines[-1] if machines else {},
+        ran=list(costs),
+        resumed={stage: commit_before for stage, commit_before in began.items() if commit_before},
         metrics=_by_stage({s: read_json(root / f"metrics/{s}.json") for s in STAGES}),
-        costs=costs,
+        costs=_by_stage(costs),
         curves={name: _read_curve(root / f"metrics/curves/{name}.csv") for name in CURVES},
         sheets={name: _read_bytes(root / f"metrics/sheets/{name}.png") for name in SHEETS},
     )
@@ -178,14 +185,10 @@ def _read_versions(root: Path) -> dict[str, int]:
     raise ArtifactError(f"{path} has no VERSIONS")
 
 
-def _read_costs(root: Path) -> tuple[dict[str, float], dict[str, Any], list[str]]:
-    """Costs by `stage.name`, the machine, and the stages that ran; all empty where nothing did."""
+def _read_costs(root: Path) -> dict[str, dict[str, Any]]:
+    """What each stage that ran says of that (see `ops.machine.write_costs`), in order."""
     files = {stage: root / COSTS / f"{stage}.json" for stage in STAGES}
-    kept = {stage: read_json(path) for stage, path in files.items() if path.is_file()}
-    machine: dict[str, Any] = {}
-    for costs in kept.values():
-        machine = costs.pop("machine", machine)
-    return _by_stage(kept), machine, list(kept)
+    return {stage: read_json(path) for stage, path in files.items() if path.is_file()}
 
 
 def _by_stage(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

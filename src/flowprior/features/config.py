@@ -1,6 +1,6 @@
 """The sections `prior` and `extract_features`: which features the latents are pulled towards."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,7 +25,7 @@ class Prior(Section):
     """Of a source of your own: keyword arguments of its constructor."""
 
     @model_validator(mode="after")
-    def _path_goes_with_source(self) -> Self:
+    def _path_goes_with_source(self) -> "Prior":
         if self.source == "file" and self.path is None:
             raise ValueError(
                 "prior.path must name a .npy or .safetensors with prior.source file, found null"

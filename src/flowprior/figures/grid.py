@@ -56,7 +56,7 @@ def by_class(images: Tensor, labels: Tensor, columns: int) -> NDArray[np.uint8]:
 
 
 def tile(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, h, w, c] as one page, a grey pixel around each image; [height, width] where there is one channel."""
+    """[rows, columns, h, w, c] as one page with grey lines between images; [height, width] if there is one channel."""
     rows, columns, h, w, c = grid.shape
     edged = np.pad(grid, ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0)), constant_values=GREY)
     page = edged.swapaxes(1, 2).reshape(rows * (h + 1), columns * (w + 1), c)
@@ -81,6 +81,8 @@ def save_sheet(grid: NDArray[np.uint8], path: Path) -> None:
     longest = max(grid.shape[2:4])
     if longest > LARGEST:
         share = LARGEST / longest
-        page = page.resize((round(page.width * share), round(page.height * share)), Image.BOX)
+        page = page.resize(
+            (round(page.width * share), round(page.height * share)), Image.Resampling.BOX
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path, optimize=True)

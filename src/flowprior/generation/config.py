@@ -1,6 +1,6 @@
 """The sections `guidance` and `sample_eval`: how samples are drawn."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ class Guidance(Section):
     """Where that ends."""
 
     @model_validator(mode="after")
-    def _interval_is_one(self) -> Self:
+    def _interval_is_one(self) -> "Guidance":
         if self.low >= self.high:
             raise ValueError(
                 f"guidance.low ({self.low}) must be below guidance.high ({self.high}); "
@@ -45,7 +45,7 @@ class SampleEval(Section):
     """Run MAR through torch.compile."""
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> Self:
+    def _steps_fit(self) -> "SampleEval":
         if self.final_head_steps is not None and self.final_head_steps > self.head_steps:
             raise ValueError(
                 f"final_head_steps ({self.final_head_steps}) must be at most head_steps ({self.head_steps})"

@@ -1,7 +1,7 @@
 """What a generator is to the stages: it learns latents of classes and draws them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,12 +45,12 @@ class Generator(Protocol):
     config: dict[str, Any]
 
     @classmethod
-    def build(cls, latents: LatentShape, settings: Any, **options: Any) -> Self:
+    def build(cls, latents: LatentShape, settings: Any, **options: Any) -> "Generator":
         """A generator for these latents; `settings` is the section `train_mar`, `options` that of `generator`."""
         ...
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> "Generator":
         """One of the same sizes, whose weights are still to be loaded."""
         ...
 
@@ -68,7 +68,9 @@ class Generator(Protocol):
         """What a step learns from: latents [b, n, d], labels [b], and all that is drawn but dropout."""
         ...
 
-    def ready_to_sample(self, precision: Literal["fp32", "bf16"], compile: bool = False) -> Self:
+    def ready_to_sample(
+        self, precision: Literal["fp32", "bf16"], compile: bool = False
+    ) -> "Generator":
         """Made faster for sampling, in place, once its weights are there."""
         ...
 

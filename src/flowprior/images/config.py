@@ -1,6 +1,6 @@
 """The section `images`: which images, and how large."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -28,7 +28,7 @@ class Images(Section):
     """Of a source of your own: keyword arguments of its constructor."""
 
     @model_validator(mode="after")
-    def _path_goes_with_source(self) -> Self:
+    def _path_goes_with_source(self) -> "Images":
         if self.source == "digits" and self.path is not None:
             raise ValueError(
                 f"images.path must be null with images.source digits, found {self.path!r}"

@@ -1,6 +1,6 @@
 """The section `train_mar`: MAR and its training."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class TrainMAR(LargeTraining):
     batch_images: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _heads_fit(self) -> "TrainMAR":
         if self.width % self.num_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
         self._divides("batch_images", self.batch_images)

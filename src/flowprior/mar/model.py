@@ -6,7 +6,7 @@ mask tokens, and its output at a masked place conditions a small flow that draws
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -60,7 +60,7 @@ class MAR(nn.Module):
         self.head = VelocityMLP(shape.dim, shape.head_width, shape.head_depth, condition_dim=w)
 
     @classmethod
-    def build(cls, latents: LatentShape, settings: TrainMAR) -> Self:
+    def build(cls, latents: LatentShape, settings: TrainMAR) -> "MAR":
         """A MAR for these latents, with the sizes and masks of the section `train_mar`."""
         sizes = {name: getattr(settings, name) for name in MARShape._fields[3:]}
         masking = Masking(settings.head_draws, settings.mask_ratio_low, settings.mask_ratio_std)
@@ -72,7 +72,7 @@ class MAR(nn.Module):
         return {"shape": self.shape._asdict()}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, config: Mapping[str, Any]) -> "MAR":
         """A MAR of the sizes that a config gives; its weights are still to be loaded."""
         return cls(MARShape(**config["shape"]))
 
@@ -254,7 +254,7 @@ class MAR(nn.Module):
             num_masked = left
         return tokens
 
-    def ready_to_sample(self, precision: Literal["fp32", "bf16"], compile: bool = False) -> Self:
+    def ready_to_sample(self, precision: Literal["fp32", "bf16"], compile: bool = False) -> "MAR":
         """Make a trained model sample sooner, in place, and the same tokens; its parameters are frozen.
 
         On a GPU the head's steps are replayed as CUDA graphs (see `Replayed`).

@@ -1,6 +1,6 @@
 """The sections `project` and `train_flow`: the targets, and the flow that learns them."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -27,7 +27,7 @@ class TrainFlow(LargeTraining):
     eval_vectors: int = Field(ge=100)
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _groups_fit(self) -> "TrainFlow":
         if self.batch_vectors % self.time_groups:
             raise ValueError(
                 f"time_groups ({self.time_groups}) must divide batch_vectors ({self.batch_vectors})"

@@ -1,7 +1,7 @@
 """What reconstructions are judged by while an autoencoder learns: squared error, LPIPS, a discriminator."""
 
 import sys
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -96,7 +96,7 @@ class ImageLosses:
                 )
 
     @classmethod
-    def build(cls, session: Session, settings: Any) -> Self:
+    def build(cls, session: Session, settings: Any) -> "ImageLosses":
         """With the terms of the section `train_ae`, its `perceptual` and `adversarial`."""
         perceptual = PerceptualTerm(**settings.perceptual.model_dump())
         return cls(session, perceptual, AdversarialTerm(**settings.adversarial.model_dump()))

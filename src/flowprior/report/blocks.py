@@ -2,8 +2,8 @@
 
     python -m flowprior.report.blocks README.md docs/*.md
 
-What stands between `<!-- name -->` and `<!-- /name -->` is written anew from `templates/blocks/<name>.md`; a name may have
-an argument, as in `<!-- report: What holds here -->`.
+What stands between `<!-- name -->` and `<!-- /name -->` is written anew from `templates/blocks/<name>.md`; a name may
+have an argument, as in `<!-- report: What holds here -->`.
 """
 
 import json

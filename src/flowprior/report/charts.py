@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib: text stays text, colours are the page's own, equal data give equal bytes."""
+"""Charts as inline SVG, drawn by matplotlib: text stays text, colours are the page's, equal data give equal bytes."""
 
 import io
 import re
@@ -29,7 +29,7 @@ HOLLOW: Mapping[str, Any] = {
     "markeredgewidth": 1.8,
     "markersize": 7,
 }
-STYLE: Mapping[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 11,
@@ -164,7 +164,9 @@ def two_axes(curves: Sequence[Curve], left: str, right: str, title: str) -> Mark
         figure, axis = _figure(300, 190)
         twin = axis.twinx()
         for at, curve in reversed(list(enumerate(curves))):
-            style = {"linewidth": 2.0} if at == 0 else {"linewidth": 1.2, "alpha": 0.4}
+            style: dict[str, Any] = (
+                {"linewidth": 2.0} if at == 0 else {"linewidth": 1.2, "alpha": 0.4}
+            )
             axis.plot(curve.steps, curve.left, color=FIRST, **style)
             twin.plot(curve.steps, curve.right, "--", color=SECOND, **style)
         for one, colour, name in ((axis, FIRST, left), (twin, SECOND, right)):
@@ -189,7 +191,7 @@ def _name(axis: Axes, names: Sequence[str], means: Sequence[np.ndarray]) -> None
     for name, mean in zip(names, means, strict=True):
         for dx, dy, across, along in PLACES:
             text = axis.annotate(
-                name, mean, (dx, dy), textcoords="offset pixels", ha=across, va=along
+                name, tuple(mean), (dx, dy), textcoords="offset pixels", ha=across, va=along
             )
             box = text.get_window_extent().padded(3, 1)
             inside = box.x0 > axis.bbox.x0 and box.x1 < axis.figure.bbox.x1
@@ -206,7 +208,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     with mpl.rc_context({"svg.hashsalt": label}):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = re.sub(r'<g id="tip (.*?)">', r"<g><title>\1</title>", file.getvalue())
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r' id="(?![mp][0-9a-f]+")[^"]*"', "", text)  # all but what `svg.hashsalt` made
     text = re.sub(r"<style.*?</style>", "", text).replace("'DejaVu Sans'", "system-ui, sans-serif")
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")

@@ -66,6 +66,7 @@ class Report(NamedTuple):
         num_results: Experiments that have a result.
         missing: Names of those without one.
         outdated: Names of those whose outcome would be another today.
+        resumed: Names of those of which a stage went on from a checkpoint of other code (of the same version).
         stages: What the stages cost.
         objectives: What the objectives add to a step of the autoencoder.
         tracked: Runs in MLflow.
@@ -81,6 +82,7 @@ class Report(NamedTuple):
     num_results: int
     missing: Sequence[str]
     outdated: Sequence[str]
+    resumed: Sequence[str]
     stages: Sequence[StageCost]
     objectives: Sequence[ObjectiveCost]
     tracked: Sequence[StageRuns]
@@ -119,6 +121,7 @@ def build(
         num_results=len(there),
         missing=[one.experiment.name for one in statuses if one.result is None],
         outdated=outdated,
+        resumed=[one.name for one in there if one.resumed],
         stages=stage_costs(params, there),
         objectives=objective_costs(root, there),
         tracked=tracked_runs(root),

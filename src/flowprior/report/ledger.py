@@ -105,14 +105,14 @@ def objective_costs(root: Path, results: Sequence[Result]) -> list[ObjectiveCost
             for one in members
         ]
         params = params_with(members[0].settings, root)
-        parts = count("train_ae", params, assumed(params)).parts
+        work = count("train_ae", params, assumed(params))
         ledger.append(
             ObjectiveCost(
                 objective if bottleneck == "plain" else f"{bottleneck} + {objective}",
                 len(members),
                 1e3 * statistics.median(steps),
                 None,
-                parts["alignment"] / parts["autoencoder"] if parts else None,
+                None if work.uncounted else work.parts["alignment"] / work.parts["autoencoder"],
             )
         )
     none = next((one.milliseconds for one in ledger if one.name == "none"), None)

@@ -26,7 +26,8 @@ NEIGHBOURS = 5
 
 def render_html(report: Report) -> str:
     """The whole page: styles, charts and images inside, no script, nothing from the network."""
-    return ENVIRONMENT.get_template("report.html").render(report=report, distinct=distinct(report))
+    template = ENVIRONMENT.get_template("report.html")
+    return template.render(report=report, distinct=distinct(report)).lstrip()
 
 
 def render_markdown(report: Report) -> str:
@@ -157,14 +158,24 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         extensions=["jinja2.ext.do"],
     )
-    for call in (fd_plot, psnr_plot, trade_off, curve_plot):
-        found.globals[call.__name__] = call
-    for call in (judged, correlation, figures, mean, fixed, percent, bold, row):
-        found.filters[call.__name__] = call
+    found.globals |= {
+        "fd_plot": fd_plot,
+        "psnr_plot": psnr_plot,
+        "trade_off": trade_off,
+        "curve_plot": curve_plot,
+    }
     found.filters |= {
-        "p": p_value,
-        "values": numbers,
         "base64": lambda png: base64.b64encode(png).decode(),
+        "bold": bold,
+        "correlation": correlation,
+        "figures": figures,
+        "fixed": fixed,
+        "judged": judged,
+        "mean": mean,
+        "p": p_value,
+        "percent": percent,
+        "row": row,
+        "values": numbers,
     }
     return found
 

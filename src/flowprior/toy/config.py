@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,7 @@ class Points(Section):
     checkpoint_steps: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _counts_fit(self) -> Self:
+    def _counts_fit(self) -> "Points":
         if self.count < 4 * (NEIGHBOURS + 1):
             raise ValueError(
                 f"points.count ({self.count}) is too few for neighbours with k = {NEIGHBOURS}; "
@@ -100,7 +100,7 @@ class Study(Section):
     presets: dict[str, Scale]
 
     @model_validator(mode="after")
-    def _preset_exists(self) -> Self:
+    def _preset_exists(self) -> "Study":
         if self.preset not in self.presets:
             raise ValueError(
                 f"preset: found {self.preset!r}, allowed: {', '.join(sorted(self.presets))}"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import train_flow
 from flowprior.core import rng
 from flowprior.core.shards import Column
+from flowprior.prior.batches import draw_noise, targets_at_hand
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def test_on_a_cpu_targets_come_from_disk_and_noise_from_the_step_s_generator(
     targets: Column,
 ) -> None:
     cpu = torch.device("cpu")
-    assert train_flow.targets_at_hand(targets, cpu) == targets.sample
-    found = train_flow.draw_noise(torch.Size([4, 3]), rng.generator(0, "step"), cpu)
+    assert targets_at_hand(targets, cpu) == targets.sample
+    found = draw_noise(torch.Size([4, 3]), rng.generator(0, "step"), cpu)
     assert torch.equal(found, rng.normal_like(found, rng.generator(0, "step")))
 
 
 @pytest.mark.gpu
 def test_a_gpu_holds_the_same_rows(targets: Column) -> None:
-    sample = train_flow.targets_at_hand(targets, torch.device("cuda"))
+    sample = targets_at_hand(targets, torch.device("cuda"))
     found = sample(100, rng.generator(0, "step"))
     assert found.is_cuda
     assert torch.equal(found.cpu(), targets.sample(100, rng.generator(0, "step")))
@@ -37,13 +37,13 @@ def test_targets_that_would_fill_a_gpu_stay_on_disk(
     targets: Column, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (18 * 3 * 4 * 4 - 1, 10**9))
-    assert train_flow.targets_at_hand(targets, torch.device("cuda")) == targets.sample
+    assert targets_at_hand(targets, torch.device("cuda")) == targets.sample
 
 
 @pytest.mark.gpu
 def test_noise_of_a_gpu_is_fixed_by_the_step(targets: Column) -> None:
     first, again, other = (
-        train_flow.draw_noise(torch.Size([999, 3]), rng.generator(0, step), torch.device("cuda"))
+        draw_noise(torch.Size([999, 3]), rng.generator(0, step), torch.device("cuda"))
         for step in (0, 0, 1)
     )
     assert first.is_cuda

@@ -1,0 +1,36 @@
+"""`flowprior preflight`: look, before a run, whether all is there that it will need."""
+
+from typing import Annotated
+
+import typer
+
+from flowprior.config.messages import ParamsError
+from flowprior.core.root import find_root
+from flowprior.costs.preset import params_with
+
+
+def preflight(
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A file of presets/; by default that of params.yaml."),
+    ] = None,
+) -> None:
+    """Open everything that a run will need: images, plugins, weights, packages, room on the disk.
+
+    Weights that have to be downloaded are downloaded now. The exit status is 1 where something is missing.
+    """
+    try:
+        cfg = params_with(find_root(), preset)
+    except ParamsError as error:
+        raise ValueError(f"params.yaml cannot be used:\n{error}") from None
+
+    from flowprior.costs.preflight import preflight as look
+
+    missing = 0
+    for finding in look(cfg):
+        missing += not finding.is_there
+        state = "ok     " if finding.is_there else "MISSING"
+        typer.echo(f"  {state}  {finding.name}: {finding.says}")
+    typer.echo(f"{missing} missing" if missing else f"all there for preset {cfg.preset}")
+    if missing:
+        raise typer.Exit(1)

@@ -1,0 +1,80 @@
+"""`flowprior sample`: draw images of some classes into one picture, from finished artifacts."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowprior.cli.options import number, whole_number
+
+BATCH = 64
+"""Images that are drawn at once."""
+SMALL = 64
+"""Images of a smaller width are shown enlarged."""
+
+
+def sample(
+    label: Annotated[
+        list[int],
+        whole_number(
+            0, "Class to draw; may be given more than once, each is a row of the picture."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Picture to write, .png or the like.")],
+    num: Annotated[int, whole_number(1, "Images of every class.")] = 16,
+    guidance: Annotated[float, number(1, "Scale of the guidance; 1 is none.")] = 1.0,
+    data: Annotated[Path, typer.Option(help="The folder with autoencoder/ and mar/.")] = Path(
+        "data"
+    ),
+    seed: Annotated[int, whole_number(0, "Equal seeds draw equal images.")] = 0,
+    iterations: Annotated[
+        int | None, whole_number(1, "Passes of MAR; by default all tokens one by one.")
+    ] = None,
+    steps: Annotated[int, whole_number(1, "Steps of the head's ODE for each token.")] = 50,
+) -> None:
+    """Draw images of some classes into one picture, from finished artifacts."""
+    _check_out(out)
+    import torch
+
+    from flowprior.core import rng
+    from flowprior.core.device import start_accelerator
+    from flowprior.figures.grid import by_row, picture
+    from flowprior.generation.sampler import Sampler
+
+    sampler = Sampler(data, start_accelerator().device)
+    unknown = [one for one in label if one >= sampler.num_classes]
+    if unknown:
+        raise ValueError(
+            f"--label {unknown[0]}: {data / 'mar'} knows the classes 0 to {sampler.num_classes - 1}"
+        )
+    labels = torch.tensor(label).repeat_interleave(num)
+    images = [
+        sampler(
+            part,
+            rng.generator(seed, "sample", index),
+            num_iterations=iterations or sampler.num_tokens,
+            head_steps=steps,
+            guidance_scale=guidance,
+        ).cpu()
+        for index, part in enumerate(labels.split(BATCH))
+    ]
+    columns = num if len(label) > 1 else math.ceil(math.sqrt(num))
+    picture(by_row(torch.cat(images), columns), smallest=SMALL).save(out)
+    typer.echo(f"{out}: {len(labels)} images")
+
+
+def _check_out(out: Path) -> None:
+    """Make sure, before anything is drawn, that the picture can be written.
+
+    Raises:
+        ValueError: It is a folder, lies in none, or its name has no ending of a picture's.
+    """
+    from PIL import Image
+
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a directory; name a file in it")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the directory {out.parent} does not exist")
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out {out}: name a picture, for instance {out.stem or 'grid'}.png")
