@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.pipeline.test_kill import TRAINING, Run, before, is_up_to_date, made, scratch
-from tests.pipeline.test_pipeline import STAGES, clone
+from tests.pipeline.workspace import STAGES, clone
 
 STEPS = 300
 

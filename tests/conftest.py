@@ -1,6 +1,7 @@
 """What several folders of tests need."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from flowprior.core import rng
+
+from .strangers import MARKER
 
 
 def pytest_configure() -> None:
@@ -46,3 +49,11 @@ def write_inception_weights(path: Path, seed: int = 0) -> Path:
 def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """See `write_inception_weights`."""
     return write_inception_weights(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture
+def never_unpickled() -> Iterator[None]:
+    """No test that uses it may execute the pickle of `tests/strangers.py`."""
+    MARKER.unlink(missing_ok=True)
+    yield
+    assert not MARKER.exists()

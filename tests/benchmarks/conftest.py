@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from flowprior.config import params
+from flowprior.config.yaml12 import read_yaml
 from flowprior.core.io import write_json
 from flowprior.ops.machine import machine
 
@@ -91,9 +91,9 @@ def keep(name: str, found: dict[str, Any]) -> None:
 
 def workspace(folder: Path, change: Callable[[Any], None]) -> dict[str, str]:
     """A folder that stages can run in, by parameters that `change` has changed; their processes' environment."""
-    tree: Any = params.read_yaml(ROOT / "params.yaml")
+    tree: Any = read_yaml(ROOT / "params.yaml")
     change(tree)
-    for name in ("src", "stages"):
+    for name in ("src", "stages", "presets", "plugins", "dvc.yaml"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree))
     path = f"{folder / 'src'}:{folder / 'stages'}"
@@ -103,8 +103,9 @@ def workspace(folder: Path, change: Callable[[Any], None]) -> dict[str, str]:
 def running(stage: str) -> str:
     """The code of a process that runs a stage in its working directory."""
     return (
-        "import sys; from pathlib import Path; sys.argv = ['-']; import params; root = Path.cwd(); "
-        f"import {stage}; {stage}.main(params.load_params(root / 'params.yaml'), root)"
+        "import sys; from pathlib import Path; sys.argv = ['-']; root = Path.cwd(); "
+        "from flowprior.config.presets import load_params; "
+        f"import {stage}; {stage}.main(load_params(root), root)"
     )
 
 

@@ -47,7 +47,7 @@ def write(folder: Path, latents: np.ndarray) -> Path:
     folder.mkdir()
     writer = ShardWriter(folder)
     writer.write("train", {"latents": latents, "labels": np.zeros(len(latents), dtype=np.int64)})
-    writer.close(kind="latents", provenance=provenance({}, {}))
+    writer.close(kind="latents", provenance=provenance({}))
     return folder
 
 
@@ -185,7 +185,7 @@ def test_memory_at_one_and_ten_times_the_vectors(benchmark, tmp_path: Path, time
     def change(tree: Any) -> None:
         tree["preset"] = "smoke"
         tree["prior"] |= {"source": "file", "path": str(tmp_path / "features.npy")}
-        tree["presets"]["smoke"]["extract_features"]["max_vectors"] = len(features)
+        tree["extract_features"]["max_vectors"] = len(features)
 
     env = workspace(tmp_path, change)
     clock = time.perf_counter()

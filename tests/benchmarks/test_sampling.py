@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flowprior import FlowPrior
-from flowprior.config import params
+from flowprior.config.presets import load_params
 from flowprior.core import rng
+from flowprior.core.root import find_root
 from flowprior.evaluation.digits import OnDigits
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.generation.sampler import Sampler, quickened
@@ -132,14 +133,14 @@ def test_mar_sample(compared, device: torch.device, size: str, guidance: float) 
 @pytest.mark.parametrize("guided", [False, True])
 def test_fast_sampling_of_the_trained_model(compared, guided: bool) -> None:
     """The preset's settings beside fast ones; and the Fréchet distance of both, over several draws of the samples."""
-    root = params.ROOT
-    cfg = params.load_params()
+    root = find_root()
+    cfg = load_params(root)
     if not cfg.on_digits or not (root / "data/mar/manifest.json").exists():
         pytest.skip("needs the trained digits model: dvc repro")
     sampler = Sampler(root / "data", torch.device("cpu"))
     train, held_out = (open_images(split=s, **cfg.image_source) for s in ("train", "validation"))
     evaluator = OnDigits(train, held_out, 500)
-    scale = cfg.scale.sample_eval
+    scale = cfg.sample_eval
     labels = torch.arange(scale.num_samples) % train.num_classes
     guidance = cfg.guidance.scale if guided else 1.0
     fast = FAST[guided]

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from flowprior.config import params
+from flowprior.config.presets import load_params
+from flowprior.config.schema import STAGES
 from flowprior.core.shards import Column
 from flowprior.ops.tracking import FLUSH_SECONDS, Tracker
 from flowprior.training.ahead import Ahead
@@ -53,7 +54,7 @@ def test_imports(benchmark) -> None:
         "import_FlowPrior",
         {"seconds": ours - bare, "to_import_torch": (ours - bare) / (torch - bare)},
     )
-    for stage in params.SCIENCE:
+    for stage in STAGES:
         keep(f"import_{stage}", {"seconds": seconds_of(f"import {stage}") - bare})
     benchmark.pedantic(lambda: seconds_of("pass", 1), rounds=1)
 
@@ -76,7 +77,7 @@ def smoke(folder: Path, *options: str) -> Iterator[tuple[str, float, str]]:
     """Run the smoke preset's stages; name, seconds and what each wrote to its stderr."""
     folder.mkdir()
     env = workspace(folder, lambda tree: tree.update(preset="smoke"))
-    for stage in params.SCIENCE:
+    for stage in STAGES:
         clock = time.perf_counter()
         done = subprocess.run(
             [sys.executable, *options, "-c", running(stage)],
@@ -94,7 +95,7 @@ def test_what_is_not_training(
     benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """Share of a step that goes into its data, and into the curve of training, of which MLflow gets rows."""
-    on_digits = params.load_params().on_digits
+    on_digits = load_params(ROOT).on_digits
     if not on_digits or not (ROOT / "data/latents/manifest.json").exists():
         pytest.skip("needs the artifacts of the digits preset: dvc repro")
 
@@ -102,8 +103,8 @@ def test_what_is_not_training(
 
     def change(tree: Any) -> None:
         tree["preset"] = "digits"
-        tree["presets"]["digits"][stage] |= {"steps": steps, "log_steps": 25}
-        tree["presets"]["digits"][stage]["optimizer"]["warmup_steps"] = 25
+        tree[stage] |= {"steps": steps, "log_steps": 25}
+        tree[stage]["optimizer"]["warmup_steps"] = 25
 
     monkeypatch.setenv("FLOWPRIOR_MLFLOW", "on")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -140,7 +141,7 @@ def test_what_is_not_training(
         leave(self, *error)
 
     monkeypatch.setattr(Session, "__exit__", left)
-    module.main(params.load_params(tmp_path / "params.yaml"), tmp_path)
+    module.main(load_params(tmp_path), tmp_path)
     keep(
         f"{stage}_overhead",
         {

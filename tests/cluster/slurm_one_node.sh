@@ -3,7 +3,7 @@
 #
 #   tests/cluster/slurm_one_node.sh start /tmp/slurm     # installs what is missing, starts the daemons, waits for the node
 #   export SLURM_CONF=/tmp/slurm/slurm.conf
-#   flowprior tables --slurm > job.sh && sbatch job.sh && squeue
+#   flowprior tables --slurm job.sh && sbatch job.sh && squeue
 #   tests/cluster/slurm_one_node.sh stop /tmp/slurm
 #
 # The folder holds configuration, state and logs of slurmctld and slurmd. The node has all cores of the machine and no

@@ -54,5 +54,5 @@ def test_any_section_can_be_checked_alone() -> None:
         two: int | None
 
     assert parse_as(Two, {"one": 1, "two": None}) == Two(one=1, two=None)
-    with pytest.raises(ParamsError, match="^two: missing"):
+    with pytest.raises(ParamsError, match=r"^two: missing"):
         parse_as(Two, {"one": 1})

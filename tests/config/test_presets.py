@@ -47,7 +47,13 @@ def test_sections_within_sections_are_merged_key_by_key(root: Path) -> None:
 
 def test_what_is_deferred_to_a_preset_that_lacks_it_is_told(root: Path) -> None:
     """Also where the word would pass as a value: a path, a name."""
-    for key in ("align__weight", "seed", "prior__path", "train_ae__adversarial__backbone", "align__options__mode"):
+    for key in (
+        "align__weight",
+        "seed",
+        "prior__path",
+        "train_ae__adversarial__backbone",
+        "align__options__mode",
+    ):
         with pytest.raises(ParamsError) as error:
             resolve(root, tree(**{key: "preset"}))
         line = str(error.value)

@@ -262,7 +262,9 @@ def test_steps_within_the_warm_up_are_allowed_and_noted(root: Path) -> None:
     (note,) = params(root, train_ae__steps=100).notes()
     assert note.startswith("train_ae: all 100 steps lie in the warm-up of 100")
     assert "train_ae.optimizer.warmup_steps" in note
-    assert len(params(root, train_ae__steps=1, train_flow__steps=1, train_mar__steps=1).notes()) == 3
+    assert (
+        len(params(root, train_ae__steps=1, train_flow__steps=1, train_mar__steps=1).notes()) == 3
+    )
 
 
 def test_sessions_get_lengths_and_cadences_of_their_own_section(root: Path) -> None:

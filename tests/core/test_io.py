@@ -1,25 +1,39 @@
-"""Files and artifacts are whole, or absent, or refused with a message that says which and whence."""
+"""Files are whole or absent; what is not JSON or no tensors is refused by name."""
 
 import errno
 import hashlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import flowprior
-from flowprior.core import io
-from flowprior.core.io import ArtifactError
+from flowprior.core.artifacts import write_manifest
+from flowprior.core.io import (
+    ArtifactError,
+    digest,
+    load_tensors,
+    read_json,
+    save_tensors,
+    to_json,
+    write_atomic,
+    write_json,
+)
+from flowprior.core.tars import tar_members
+from flowprior.evaluation.npz import NpzImages
 
-KIND, MAKER = "things", "the stage `make_things`"
+from ..strangers import CHANGES, EDITS, FUZZ, changed, edited, frugal, no_hang, outcome
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e9, 1e9) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -27,34 +41,16 @@ JSON = st.recursive(
 )
 
 
-def seal(root: Path) -> Path:
-    """An artifact of two files, one of them in a folder."""
-    (root / "deep").mkdir(parents=True)
-    (root / "a.bin").write_bytes(bytes(range(256)))
-    (root / "deep" / "b.txt").write_text("words")
-    io.write_manifest(root, kind=KIND, provenance={"config": "c0ffee"}, count=2)
-    return root
-
-
 def entries(folder: Path) -> list[str]:
     """Everything in a folder, hidden files too."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def edit_manifest(root: Path, **changes: object) -> None:
-    """Overwrite keys of a manifest, as a vandal or another version would."""
-    path = root / io.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-# --- single files -----------------------------------------------------------------------------------
-
-
 def test_write_atomic_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     """The last content wins, parents are made, text is UTF-8, no scratch file remains."""
     path = tmp_path / "new" / "file.txt"
-    io.write_atomic(path, b"old")
-    io.write_atomic(path, "größer")
+    write_atomic(path, b"old")
+    write_atomic(path, "größer")
     assert path.read_bytes() == "größer".encode()
     assert entries(path.parent) == ["file.txt"]
 
@@ -64,14 +60,14 @@ def test_a_failing_write_keeps_the_old_file(
 ) -> None:
     """A disk that fills up while writing costs neither the old content nor a stray scratch file."""
     path = tmp_path / "file.txt"
-    io.write_atomic(path, "old")
+    write_atomic(path, "old")
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
-        io.write_atomic(path, "new")
+        write_atomic(path, "new")
     assert path.read_text() == "old"
     assert entries(tmp_path) == ["file.txt"]
 
@@ -82,25 +78,25 @@ def test_json_survives_a_round_trip(value: object) -> None:
     """What is written is read back equal."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.json"
-        io.write_json(path, value)
-        assert io.read_json(path) == value
+        write_json(path, value)
+        assert read_json(path) == value
 
 
 def test_json_is_stable_text() -> None:
     """Sorted keys, two spaces and a final newline, whatever the order of insertion."""
-    assert io.to_json({"b": 1, "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": 1\n}\n'
-    assert io.to_json({"b": 1, "a": 2}) == io.to_json({"a": 2, "b": 1})
+    assert to_json({"b": 1, "a": [1]}) == '{\n  "a": [\n    1\n  ],\n  "b": 1\n}\n'
+    assert to_json({"b": 1, "a": 2}) == to_json({"a": 2, "b": 1})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_refuses_numbers_that_json_does_not_have(tmp_path: Path, value: float) -> None:
     """NaN and infinities are errors in files, digests and manifests, and leave no file behind."""
     with pytest.raises(ValueError, match="JSON compliant"):
-        io.write_json(tmp_path / "x.json", {"loss": value})
+        write_json(tmp_path / "x.json", {"loss": value})
     with pytest.raises(ValueError, match="JSON compliant"):
-        io.digest(value)
+        digest(value)
     with pytest.raises(ValueError, match="JSON compliant"):
-        io.write_manifest(tmp_path, kind=KIND, provenance={}, loss=value)
+        write_manifest(tmp_path, kind="things", provenance={}, loss=value)
     assert entries(tmp_path) == []
 
 
@@ -110,227 +106,20 @@ def test_a_file_that_is_not_json_is_an_artifact_error(tmp_path: Path, content: b
     path = tmp_path / "x.json"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"x\.json is not JSON"):
-        io.read_json(path)
+        read_json(path)
 
 
 def test_a_json_file_that_is_absent_is_an_artifact_error(tmp_path: Path) -> None:
     """The message names the path."""
     with pytest.raises(ArtifactError, match=r"x\.json does not exist"):
-        io.read_json(tmp_path / "x.json")
+        read_json(tmp_path / "x.json")
 
 
 def test_digest_depends_on_the_value_only() -> None:
     """The sha256 of the compact JSON with sorted keys, so that it is the same in every process."""
     expected = hashlib.sha256(b'{"a":[2],"b":1}').hexdigest()
-    assert io.digest({"b": 1, "a": [2]}) == io.digest({"a": [2], "b": 1}) == expected
-    assert io.digest({"b": 1, "a": [3]}) != expected
-
-
-def test_package_versions_carry_no_build_tags() -> None:
-    """`2.15.0+cpu` and `2.15.0` are the same version; a missing package is said to be absent."""
-    found = io.package_versions("torch", "no-such-package")
-    assert found == {"torch": torch.__version__.split("+")[0], "no-such-package": "absent"}
-
-
-# --- directories ------------------------------------------------------------------------------------
-
-
-def test_atomic_dir_replaces_the_old_directory_as_a_whole(tmp_path: Path) -> None:
-    """Nothing of the old content mixes into the new one, and no scratch remains."""
-    final = tmp_path / "deep" / "out"
-    for name in ("first", "second"):
-        with io.atomic_dir(final) as scratch:
-            assert entries(scratch) == []
-            (scratch / name).write_text(name)
-    assert entries(final) == ["second"]
-    assert entries(final.parent) == ["out"]
-
-
-def test_atomic_dir_shows_nothing_before_the_end(tmp_path: Path) -> None:
-    """While the block runs, readers see the old directory or none."""
-    final = tmp_path / "out"
-    with io.atomic_dir(final) as scratch:
-        (scratch / "first").touch()
-        assert not final.exists()
-    with io.atomic_dir(final) as scratch:
-        (scratch / "second").touch()
-        assert entries(final) == ["first"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_atomic_dir_keeps_the_old_directory_when_the_block_fails(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
-    """A failure, Ctrl-C included, leaves the old output as it was, and no scratch."""
-    final = tmp_path / "out"
-    with io.atomic_dir(final) as scratch:
-        (scratch / "old").touch()
-
-    def fail() -> None:
-        with io.atomic_dir(final) as scratch:
-            (scratch / "new").touch()
-            raise error
-
-    with pytest.raises(error):
-        fail()
-    assert entries(final) == ["old"]
-    assert entries(tmp_path) == ["out"]
-
-
-def test_atomic_dir_sweeps_up_after_a_killed_run(tmp_path: Path) -> None:
-    """A scratch directory that an earlier process left is removed; those of other outputs are not."""
-    (tmp_path / ".out.0123abcd.tmp").mkdir()
-    (tmp_path / ".other.0123abcd.tmp").mkdir()
-    with io.atomic_dir(tmp_path / "out"):
-        pass
-    assert entries(tmp_path) == [".other.0123abcd.tmp", "out"]
-
-
-# --- artifacts --------------------------------------------------------------------------------------
-
-
-def test_an_artifact_survives_a_round_trip(tmp_path: Path) -> None:
-    """The manifest holds the facts, the size and hash of every file, and is itself fixed by the digest."""
-    root = seal(tmp_path / "art")
-    artifact = io.open_artifact(root, KIND, MAKER)
-    assert artifact.path == root
-    assert artifact.manifest["count"] == 2
-    assert artifact.manifest["provenance"] == {"config": "c0ffee"}
-    assert artifact.manifest["files"] == {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in {"a.bin": bytes(range(256)), "deep/b.txt": b"words"}.items()
-    }
-    assert artifact.digest == hashlib.sha256((root / io.MANIFEST).read_bytes()).hexdigest()
-
-
-def test_equal_content_gives_an_equal_digest_and_any_change_another(tmp_path: Path) -> None:
-    """A manifest knows no time, host or place: it is a function of files and facts."""
-    one = io.open_artifact(seal(tmp_path / "one"), KIND, MAKER)
-    two = io.open_artifact(seal(tmp_path / "elsewhere" / "two"), KIND, MAKER)
-    assert one.digest == two.digest
-    (two.path / "a.bin").write_bytes(bytes(256))
-    io.write_manifest(two.path, kind=KIND, provenance={"config": "c0ffee"}, count=2)
-    assert io.open_artifact(two.path, KIND, MAKER).digest != one.digest
-
-
-def test_sealing_twice_does_not_seal_the_manifest(tmp_path: Path) -> None:
-    """The manifest never names itself."""
-    root = seal(tmp_path / "art")
-    before = (root / io.MANIFEST).read_bytes()
-    io.write_manifest(root, kind=KIND, provenance={"config": "c0ffee"}, count=2)
-    assert (root / io.MANIFEST).read_bytes() == before
-
-
-def test_a_manifest_in_a_subfolder_is_sealed_like_any_file(tmp_path: Path) -> None:
-    """Every other file of an artifact is named by its manifest, an artifact inside it too."""
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / io.MANIFEST).write_text("{}")
-    io.write_manifest(tmp_path, kind=KIND, provenance={})
-    assert "inner/manifest.json" in io.read_json(tmp_path / io.MANIFEST)["files"]
-
-
-def flip(root: Path) -> None:
-    """Change one bit and not the size."""
-    content = bytearray((root / "a.bin").read_bytes())
-    content[100] ^= 1
-    (root / "a.bin").write_bytes(content)
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing file": (lambda root: (root / "a.bin").unlink(), "a.bin is missing"),
-    "file became a folder": (
-        lambda root: ((root / "a.bin").unlink(), (root / "a.bin").mkdir()),
-        "a.bin is missing",
-    ),
-    "missing file in a folder": (
-        lambda root: (root / "deep/b.txt").unlink(),
-        "deep/b.txt is missing",
-    ),
-    "truncated": (
-        lambda root: (root / "a.bin").write_bytes(bytes(range(255))),
-        "a.bin has 255 bytes",
-    ),
-    "emptied": (lambda root: (root / "a.bin").write_bytes(b""), "a.bin has 0 bytes"),
-    "flipped bit": (flip, "a.bin is damaged"),
-    "no manifest": (lambda root: (root / "manifest.json").unlink(), "has no manifest.json"),
-    "manifest not JSON": (
-        lambda root: (root / "manifest.json").write_text("{half"),
-        "manifest.json is not JSON",
-    ),
-    "manifest a list": (
-        lambda root: (root / "manifest.json").write_text("[]"),
-        "manifest.json has schema version []",
-    ),
-    "other kind": (lambda root: edit_manifest(root, kind="toys"), "manifest.json describes 'toys'"),
-    "other schema": (
-        lambda root: edit_manifest(root, schema=io.SCHEMA_VERSION + 1),
-        "manifest.json has schema version 2",
-    ),
-    "no schema": (lambda root: edit_manifest(root, schema=None), "schema version None"),
-    "no files": (lambda root: edit_manifest(root, files=None), "manifest.json names no files"),
-    "files a list": (lambda root: edit_manifest(root, files=["a.bin"]), "names no files"),
-    "file without facts": (
-        lambda root: edit_manifest(root, files={"a.bin": None}),
-        "impossible file 'a.bin'",
-    ),
-    "file without hash": (
-        lambda root: edit_manifest(root, files={"a.bin": {"bytes": 256}}),
-        "a.bin is damaged",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_artifact_is_refused_with_the_file_and_its_maker(
-    tmp_path: Path, damage: str
-) -> None:
-    """Each kind of damage is an ArtifactError that names the bad file and what makes it anew."""
-    root = seal(tmp_path / "art")
-    act, message = DAMAGES[damage]
-    act(root)
-    with pytest.raises(ArtifactError) as caught:
-        io.open_artifact(root, KIND, MAKER)
-    assert message in str(caught.value)
-    assert str(root) in str(caught.value)
-    assert MAKER in str(caught.value)
-
-
-def test_an_artifact_that_is_absent_or_a_file_is_refused(tmp_path: Path) -> None:
-    """The message says who makes it."""
-    (tmp_path / "file").touch()
-    for name in ("absent", "file"):
-        with pytest.raises(ArtifactError, match=rf"{name} does not exist; .*`make_things`"):
-            io.open_artifact(tmp_path / name, KIND, MAKER)
-
-
-@pytest.mark.parametrize("name", ["../secret", "deep/../../secret", "{absolute}"])
-def test_a_manifest_cannot_reach_out_of_its_directory(tmp_path: Path, name: str) -> None:
-    """Names that leave the directory are refused even where the file exists and its hash is right."""
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"s")
-    name = name.format(absolute=secret)
-    root = seal(tmp_path / "art")
-    edit_manifest(root, files={name: {"bytes": 1, "sha256": hashlib.sha256(b"s").hexdigest()}})
-    with pytest.raises(ArtifactError, match="impossible file"):
-        io.open_artifact(root, KIND, MAKER)
-
-
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(position=st.integers(0, 255), change=st.integers(1, 255), cut=st.integers(0, 256))
-def test_no_flip_and_no_cut_of_any_size_goes_unnoticed(
-    position: int, change: int, cut: int
-) -> None:
-    """Altering any byte, or keeping any prefix but the whole, is an error."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = seal(Path(folder) / "art")
-        content = bytearray((root / "a.bin").read_bytes())
-        content[position] ^= change
-        (root / "a.bin").write_bytes(content[:cut])
-        with pytest.raises(ArtifactError, match=r"a\.bin"):
-            io.open_artifact(root, KIND, MAKER)
-
-
-# --- tensors ----------------------------------------------------------------------------------------
+    assert digest({"b": 1, "a": [2]}) == digest({"a": [2], "b": 1}) == expected
+    assert digest({"b": 1, "a": [3]}) != expected
 
 
 def test_tensors_survive_a_round_trip(tmp_path: Path) -> None:
@@ -342,8 +131,8 @@ def test_tensors_survive_a_round_trip(tmp_path: Path) -> None:
         "scalar": torch.tensor(2.0, dtype=torch.float64),
         "empty": torch.zeros(0, 3),
     }
-    io.save_tensors(tmp_path / "x.safetensors", tensors)
-    loaded = io.load_tensors(tmp_path / "x.safetensors")
+    save_tensors(tmp_path / "x.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "x.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
@@ -362,8 +151,8 @@ def test_equal_tensors_give_equal_bytes(tmp_path: Path) -> None:
         check=True,
         env=os.environ | {"PYTHONPATH": str(source), "PYTHONHASHSEED": "12345"},
     )
-    io.save_tensors(tmp_path / "one", {"a": torch.zeros(2, 2), "b": torch.ones(3)})
-    io.save_tensors(tmp_path / "two", {"b": torch.ones(3), "a": torch.zeros(2, 2)})
+    save_tensors(tmp_path / "one", {"a": torch.zeros(2, 2), "b": torch.ones(3)})
+    save_tensors(tmp_path / "two", {"b": torch.ones(3), "a": torch.zeros(2, 2)})
     contents = {(tmp_path / name).read_bytes() for name in ("one", "two", "other")}
     assert len(contents) == 1
 
@@ -373,15 +162,127 @@ def test_a_file_that_is_not_safetensors_is_an_artifact_error(tmp_path: Path, cut
     """Absent, empty or cut off: an error with the path, never a pickle."""
     path = tmp_path / "x.safetensors"
     with pytest.raises(ArtifactError, match="does not exist"):
-        io.load_tensors(path)
-    io.save_tensors(path, {"a": torch.zeros(4)})
+        load_tensors(path)
+    save_tensors(path, {"a": torch.zeros(4)})
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ArtifactError, match=r"x\.safetensors is not a safetensors file"):
-        io.load_tensors(path)
+        load_tensors(path)
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
     """A torch checkpoint under the right name is refused."""
     torch.save({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ArtifactError, match="not a safetensors file"):
-        io.load_tensors(tmp_path / "x.safetensors")
+        load_tensors(tmp_path / "x.safetensors")
+
+
+TERABYTE = 2**40
+
+
+@pytest.mark.parametrize("read", [read_json, load_tensors, tar_members, NpzImages])
+def test_readers_of_one_file_refuse_pipes_and_devices(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with no_hang(), pytest.raises(ValueError, match=rf"{name}.* not a regular file"):
+            read(tmp_path / name)
+
+
+def safetensors(header: dict[str, Any] | int, content: bytes = b"") -> bytes:
+    """A file with the given header, or of a header of the given length."""
+    if isinstance(header, int):
+        return struct.pack("<Q", header) + b"{}"
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content
+
+
+def tensor(dtype: str, shape: list[int], stop: int) -> dict[str, Any]:
+    """What a header says of one."""
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, stop]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(2**60),
+        safetensors(2**64 - 1),
+        safetensors(tensor("F32", [2**38], TERABYTE)),
+        safetensors(tensor("F32", [2**62, 4], 0)),
+        safetensors(tensor("WHAT", [8], 4), bytes(4)),
+        b"\x80\x04\x95" + bytes(40),
+    ],
+    ids=["header", "longest header", "terabyte", "product", "type", "pickle"],
+)
+def test_tensors_that_only_a_header_has_are_refused(tmp_path: Path, content: bytes) -> None:
+    """At once: sizes are compared with the file's."""
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with frugal(), pytest.raises(ArtifactError, match=r"x\.safetensors is not a safetensors file"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+@FUZZ
+@given(
+    content=st.binary(max_size=60)
+    | st.text(alphabet='{}[]",:0123456789eE+-.\\u', max_size=60).map(str.encode)
+)
+@example(content=b"9" * 5000)
+@example(content=b'{"a":' * 5000)
+def test_json_is_read_or_refused(content: bytes) -> None:
+    """Numbers of more digits than Python takes, and any nesting, among the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.json"
+        path.write_bytes(content)
+        _, message = outcome(lambda: read_json(path))
+        assert "x.json is not JSON" in message or not message
+
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of two."""
+    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+    save_tensors(path, TENSORS)
+    return path
+
+
+@FUZZ
+@given(changes=CHANGES)
+def test_tensors_of_other_bytes_are_read_or_refused(tensors: Path, changes: list[Any]) -> None:
+    """A changed header may tell of other tensors; they lie within the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(changed(tensors.read_bytes(), changes))
+        found, message = outcome(lambda: load_tensors(path))
+        assert "x.safetensors is not a safetensors file" in message or not message
+        assert sum(tensor.nbytes for tensor in (found or {}).values()) <= path.stat().st_size
+
+
+@FUZZ
+@given(edits=EDITS)
+@example(edits=[([0, 2], [2**40])])
+@example(edits=[([0, 0], [0, 2**62])])
+@example(edits=[([0, 1], "F4")])
+@example(edits=[([0, 1], "F8_E8M0")])
+def test_a_header_of_tensors_with_other_values_is_refused_or_says_the_same(
+    tensors: Path, edits: list[Any]
+) -> None:
+    content = tensors.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(edited(json.loads(content[8 : 8 + length]), edits)).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+        found, message = outcome(lambda: load_tensors(path))
+        assert "x.safetensors is not a safetensors file" in message or not message
+        assert sum(tensor.nbytes for tensor in (found or {}).values()) <= path.stat().st_size
+
+
+def test_an_unchanged_file_of_tensors_is_read(tensors: Path) -> None:
+    """What the tests above start from is sound."""
+    assert {name: tensor.shape for name, tensor in load_tensors(tensors).items()} == {
+        name: tensor.shape for name, tensor in TENSORS.items()
+    }

@@ -1,16 +1,23 @@
 """Trained models there and back, and what is refused on the way."""
 
+import json
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor, nn
 
 from flowprior.core import rng
-from flowprior.core.artifacts import MANIFEST
-from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors
+from flowprior.core.artifacts import MANIFEST, write_manifest
+from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from flowprior.core.trained import Trained, load_trained, save_trained
+
+from ..strangers import EDITS, FUZZ, edited, no_hang, same_or_refused
+from .test_shards import MAKER
 
 KIND = "toy"
 MADE_BY = "the stage `train_toy`"
@@ -175,3 +182,49 @@ def test_weights_without_a_manifest_are_not_loaded(tmp_path: Path) -> None:
     save_tensors(folder / "toy.safetensors", network().state_dict())
     with pytest.raises(ArtifactError, match="never finished"):
         load(folder)
+
+
+@pytest.mark.parametrize("hidden", ["config.json", "toy.safetensors"])
+def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path, hidden: str) -> None:
+    """It was not verified: it may be anything, a pipe too."""
+    save_trained(tmp_path / "toy", "toy", torch.nn.Linear(2, 2), {"a": 1}, {"inputs": {}})
+    manifest = read_json(tmp_path / "toy" / MANIFEST)
+    del manifest["files"][hidden]
+    write_json(tmp_path / "toy" / MANIFEST, manifest)
+    (tmp_path / "toy" / hidden).unlink()
+    os.mkfifo(tmp_path / "toy" / hidden)
+    with no_hang(), pytest.raises(ArtifactError, match=f"{hidden} is not among the files"):
+        load_trained(tmp_path / "toy", "toy", MAKER)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "config"), [({}, {}), ({"inputs": 1}, {}), ({"inputs": {}}, [])], ids=str
+)
+def test_a_trained_model_without_inputs_or_config_is_refused(
+    tmp_path: Path, provenance: dict[str, Any], config: Any
+) -> None:
+    save_tensors(tmp_path / "toy.safetensors", {"a": torch.zeros(1)})
+    write_json(tmp_path / "config.json", config)
+    write_manifest(tmp_path, kind="toy", provenance=provenance)
+    with pytest.raises(ArtifactError, match=r"has no inputs in its .* is no object"):
+        load_trained(tmp_path, "toy", MAKER)
+
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.int64)}
+
+
+@settings(FUZZ, max_examples=100)
+@given(edits=EDITS)
+def test_a_trained_model_of_other_facts_is_refused_or_loaded(
+    edits: list[Any],
+) -> None:
+    """Whatever its manifest says."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        save_tensors(root / "toy.safetensors", TENSORS)
+        write_json(root / "config.json", {"shape": {"width": 3}})
+        write_manifest(root, kind="toy", provenance={"inputs": {"x": "y"}})
+        (root / MANIFEST).write_text(json.dumps(edited(read_json(root / MANIFEST), edits)))
+        same_or_refused(
+            lambda: load_trained(root, "toy", "a test").weights.keys(), TENSORS.keys(), folder
+        )

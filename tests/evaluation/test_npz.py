@@ -1,17 +1,24 @@
 """Images as others' evaluators read them: numpy is the reference, memory is bounded, bad files are named."""
 
 import io
+import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from flowprior.core import rng
 from flowprior.evaluation.npz import NpzImages, write_npz
+
+from ..strangers import CHANGES, FUZZ, PICKLE, changed, frugal, no_hang, outcome
 
 
 def images(n: int, channels: int = 3, size: int = 4) -> Tensor:
@@ -121,3 +128,99 @@ def test_a_file_with_fewer_images_than_it_says_is_named(tmp_path: Path) -> None:
         archive.writestr("arr_0.npy", buffer.getvalue()[:-10])
     with pytest.raises(ValueError, match="ends before image 5 of 5"):
         read(tmp_path / "x.npz", 2)
+
+
+def npz_of(
+    path: Path, header: str, body: bytes = b"", version: int = 1, compressed: bool = False
+) -> Path:
+    """A file with one array of the given header."""
+    text = header.encode()
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else 0) as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY" + bytes([version, 0]) + length + text + body)
+    return path
+
+
+def shaped(*shape: int) -> str:
+    """A header of bytes of the given shape."""
+    return str({"descr": "|u1", "fortran_order": False, "shape": shape}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((10**12, 8, 8, 3), "ends before image"),
+        ((10**12, 0, 8, 3), "has the shape"),
+        ((-1, 8, 8, 3), "has the shape"),
+        ((-1, -8, 8, 3), "has the shape"),
+        ((1, 60000, 60000, 3), "has the shape"),
+        ((10**30, 8, 8, 3), "ends before image"),
+    ],
+    ids=str,
+)
+def test_images_that_only_a_header_has_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], reason: str
+) -> None:
+    """A terabyte, an endless number of images of nothing, less than none, one of ten gigabytes."""
+    path = npz_of(tmp_path / "x.npz", shaped(*shape), bytes(192))
+    with frugal(), pytest.raises(ValueError, match=rf"x\.npz.*{reason}"):
+        NpzImages(path)
+
+
+def test_a_header_that_is_a_bomb_is_not_inflated(tmp_path: Path) -> None:
+    """Fifty megabytes of spaces in fifty kilobytes; version 2 allows for four gigabytes."""
+    path = npz_of(tmp_path / "x.npz", " " * 5 * 10**7, version=2, compressed=True)
+    assert path.stat().st_size < 10**5
+    with frugal(), pytest.raises(ValueError, match=r"x\.npz is not an \.npz with arr_0"):
+        NpzImages(path)
+
+
+def test_images_that_compress_well_are_read_in_pieces(tmp_path: Path) -> None:
+    """A thousand to one is a bomb only where all of it is asked for."""
+    path = npz_of(tmp_path / "x.npz", shaped(5000, 64, 64, 3), bytes(5000 * 64 * 64 * 3), 1, True)
+    assert path.stat().st_size < 10**5
+    with frugal(16):
+        assert sum(len(piece) for piece in NpzImages(path).pieces(64)) == 5000
+
+
+@settings(FUZZ, max_examples=300)
+@given(changes=CHANGES, compressed=st.booleans())
+def test_an_npz_of_other_bytes_is_read_or_refused(changes: list[Any], compressed: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.npz"
+        pictures = torch.arange(5 * 4 * 4).view(5, 1, 4, 4).to(torch.uint8)
+        write_npz(path, [pictures], torch.arange(5))
+        if compressed:
+            np.savez_compressed(path, **np.load(path))
+        path.write_bytes(changed(path.read_bytes(), changes))
+        found, message = outcome(lambda: list(NpzImages(path).pieces(2)), ValueError)
+        assert "x.npz" in message or not message
+        assert sum(piece.numel() for piece in found or []) <= path.stat().st_size * 1100
+
+
+@FUZZ
+@given(
+    header=st.text(alphabet="{}()[]'\":,<|0123456789-+ uidescrfortanshpTFle_", max_size=80),
+    pad=st.integers(0, 64),
+)
+@example(header="-" * 9000 + "1", pad=0)
+@example(header="(" * 9000, pad=0)
+@example(header="[" * 150 + "]" * 150, pad=0)
+@example(
+    header="{'descr':'|u1','fortran_order':False,'shape':(1000000000000,60000,60000,3)}", pad=9
+)
+@example(header="{'descr':'|u1','fortran_order':False,'shape':(1000000000000,0,4,3)}", pad=9)
+@example(header="{'descr':'|u1','fortran_order':False,'shape':(1000000000000,1,1,3)}", pad=9)
+@example(header="{'descr':'|u1','fortran_order':False,'shape':(-1,1,1,3)}", pad=9)
+@example(header="{'descr':'|u1','fortran_order':False,'shape':(-1,-1,1,3)}", pad=9)
+@example(header="{'descr':'|O','fortran_order':False,'shape':(1,1,1,3)}", pad=9)
+def test_a_header_of_an_npz_is_one_or_refused(header: str, pad: int) -> None:
+    """It is a Python expression; whatever parsing it provokes, and whatever shape it promises."""
+    text = header.encode("latin1") + b" " * pad + b"\n"
+    member = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + PICKLE
+    with tempfile.TemporaryDirectory() as folder, no_hang():
+        path = Path(folder) / "x.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("arr_0.npy", member)
+        with pytest.raises(ValueError, match=r"x\.npz"):
+            list(NpzImages(path).pieces(4))

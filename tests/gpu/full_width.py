@@ -3,11 +3,10 @@
     PYTHONPATH=src:stages python tests/gpu/full_width.py --preset imagenet --gpus 8 --out metrics/gpu
 
 Runs the training stages themselves, up to their last step, on images, latents and weights that are random. Operations
-of a step are those of `stages/plan.py`, and are compared with a large matrix product, timed in the same process.
+of a step are those of `flowprior plan`, and are compared with a large matrix product, timed in the same process.
 """
 
 import argparse
-import copy
 import gc
 import importlib
 import json
@@ -23,20 +22,25 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from flowprior.config import params
+from flowprior.config.presets import load_params
+from flowprior.config.schema import Params
+from flowprior.config.yaml12 import read_yaml
 from flowprior.core import rng
 from flowprior.core.artifacts import provenance
 from flowprior.core.io import write_json
 from flowprior.core.shard_writer import ShardWriter
 from flowprior.core.shards import ShardReader
 from flowprior.costs import plan
-from flowprior.costs import stages as costs
-from flowprior.costs.flops import sampling_flops
+from flowprior.costs.facts import DIGITS, IMAGENET
+from flowprior.costs.hardware import H100
+from flowprior.costs.sampling import sampling_flops
+from flowprior.costs.stages import count
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.generation.sampler import quickened
+from flowprior.images.config import DIGITS_SIZE
 from flowprior.mar.model import MAR
 from flowprior.mar.shape import MARShape
 from flowprior.prior.flow_prior import FlowPrior
+from flowprior.prior.projection import Projection
 from flowprior.training.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,26 +57,34 @@ class _EnoughError(Exception):
 
 def settings(preset: str, folder: Path, steps: int, gpus: int) -> dict[str, Any]:
     """The shipped parameters of a preset, made to need nothing from outside; of images one GPU's share."""
-    tree: Any = copy.deepcopy(params.read_yaml(ROOT / "params.yaml"))
+    tree: Any = read_yaml(ROOT / "params.yaml")
+    scale: Any = read_yaml(ROOT / f"presets/{preset}.yaml")
     tree["preset"] = preset
     tree["prior"]["source"] = "gaussian"
-    tree["evaluation"]["extractor"] = "none"
-    scale = tree["presets"][preset]
-    if scale["images"]["size"] != params.DIGITS_SIZE:
+    tree["evaluation"]["judge"] = "none"
+    if scale["images"]["size"] != DIGITS_SIZE:
         tree["images"] |= {"source": "imagefolder", "path": str(folder / "images")}
-    scale["extract_features"]["max_vectors"] = min(
-        200_000, scale["extract_features"]["max_vectors"]
-    )
-    train_ae = scale["train_ae"]
-    train_ae |= {"encoder": None, "eval_steps": steps, "eval_latents": 200}
-    train_ae["perceptual"] |= {"pretrained": False, "warmup_steps": 0}
-    train_ae["adversarial"] |= {"pretrained": False, "start_step": 0}
+    most = min(200_000, scale["extract_features"]["max_vectors"])
+    tree["extract_features"]["max_vectors"] = most
+    tree["train_ae"] |= {"encoder": None, "eval_steps": steps, "eval_latents": 200}
+    tree["train_ae"]["perceptual"] |= {"pretrained": False, "warmup_steps": 0}
+    tree["train_ae"]["adversarial"] |= {"pretrained": False, "start_step": 0}
     for stage in TRAINING:
-        scale[stage] |= {"steps": steps, "log_steps": steps, "checkpoint_steps": 10 * steps}
-        scale[stage]["optimizer"]["warmup_steps"] = steps // 10
+        short = {"steps": steps, "log_steps": steps, "checkpoint_steps": 10 * steps}
+        tree[stage] |= short
+        tree[stage]["optimizer"]["warmup_steps"] = steps // 10
         if "batch_images" in scale[stage]:
-            scale[stage]["batch_images"] //= gpus
+            tree[stage]["batch_images"] = scale[stage]["batch_images"] // gpus
     return tree
+
+
+def write_settings(folder: Path, tree: dict[str, Any]) -> Params:
+    """A folder that stages can run in; its parameters."""
+    for name in ("presets", "dvc.yaml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    return load_params(folder)
 
 
 def write_images(folder: Path, size: int) -> None:
@@ -86,23 +98,23 @@ def write_images(folder: Path, size: int) -> None:
         image.save(place / f"{index}.jpg")
 
 
-def make_up(cfg: params.Params, folder: Path) -> None:
+def make_up(cfg: Params, folder: Path) -> None:
     """What training stages read: targets from the stages before, an untrained flow prior, random latents."""
     for stage in ("extract_features", "project"):
         importlib.import_module(stage).main(cfg, folder)
-    train_flow, scale = importlib.import_module("train_flow"), cfg.scale.train_flow
+    scale = cfg.train_flow
     targets = ShardReader.open(folder / "data/targets", "targets", "")
-    velocity = VelocityMLP(cfg.scale.project.dim, scale.width, scale.depth)
-    prior = FlowPrior(velocity, train_flow._projection(targets.path), scale.time_groups)
-    prior.save(folder / "data/flow_prior", provenance({}, {}), source=targets.manifest["source"])
-    shape = (NUM_IMAGES, 2, cfg.scale.train_ae.num_latents, cfg.scale.project.dim)
+    velocity = VelocityMLP(cfg.project.dim, scale.width, scale.depth)
+    prior = FlowPrior(velocity, Projection.load(targets.path), scale.time_groups)
+    prior.save(folder / "data/flow_prior", provenance({}), source=targets.manifest["source"])
+    shape = (NUM_IMAGES, 2, cfg.train_ae.num_latents, cfg.project.dim)
     latents = np.random.default_rng(0).normal(size=shape).astype(np.float16)
     (folder / "data/latents").mkdir()
     writer = ShardWriter(folder / "data/latents")
     labels = np.arange(NUM_IMAGES) % NUM_CLASSES
     writer.write("train", {"latents": latents, "labels": labels})
     facts: dict[str, object] = {"mean": [0.0] * shape[-1], "std": 1.0, "num_classes": NUM_CLASSES}
-    writer.close(kind="latents", provenance=provenance({}, {}), **facts)
+    writer.close(kind="latents", provenance=provenance({}), **facts)
 
 
 def matmul_flops(precision: str, size: int, repeats: int = 20) -> float:
@@ -120,10 +132,10 @@ def matmul_flops(precision: str, size: int, repeats: int = 20) -> float:
     return best
 
 
-def train(stage: str, cfg: params.Params, folder: Path) -> dict[str, Any]:
+def train(stage: str, cfg: Params, folder: Path) -> dict[str, Any]:
     """Run a training stage up to its last step; seconds of its last two thirds, a step, and of the first step."""
     marks: dict[int, float] = {}
-    last = getattr(cfg.scale, stage).steps - 1
+    last = getattr(cfg, stage).steps - 1
     warm = last // 3
     plain = Session.steps
 
@@ -143,31 +155,31 @@ def train(stage: str, cfg: params.Params, folder: Path) -> dict[str, Any]:
         pass
     finally:
         Session.steps = plain  # type: ignore[method-assign]
-    scale = getattr(cfg.scale, stage)
-    usual = costs.DIGITS if cfg.on_digits else costs.IMAGENET
+    scale = getattr(cfg, stage)
+    usual = DIGITS if cfg.on_digits else IMAGENET
     return {
         "precision": scale.precision,
         "batch": scale.batch_vectors if stage == "train_flow" else scale.batch_images,
         "steps_timed": last - warm,
         "seconds": (marks[last] - marks[warm]) / (last - warm),
         "first_seconds": marks[1] - marks[0],
-        "flops": plan.row(stage, costs.STAGES[stage](cfg, usual), plan.H100).step_flops,
+        "flops": plan.row(stage, count(stage, cfg, usual), H100).step_flops,
     }
 
 
-def sample(cfg: params.Params, compile: bool) -> dict[str, Any]:
+def sample(cfg: Params, compile: bool) -> dict[str, Any]:
     """Draw a batch of tokens from an untrained MAR, twice: the second is timed, the first compiles."""
-    scale = cfg.scale.sample_eval
+    scale = cfg.sample_eval
     shape = MARShape(
-        cfg.scale.train_ae.num_latents,
-        cfg.scale.project.dim,
+        cfg.train_ae.num_latents,
+        cfg.project.dim,
         NUM_CLASSES,
-        **{name: getattr(cfg.scale.train_mar, name) for name in MARShape._fields[3:]},
+        **{name: getattr(cfg.train_mar, name) for name in MARShape._fields[3:]},
     )
     with _device():
         mar = MAR(shape).eval().requires_grad_(False)
-    precision = cfg.scale.train_mar.precision
-    ready = quickened(mar, precision, compile)
+    precision = cfg.train_mar.precision
+    ready = mar.ready_to_sample(precision, compile)
     labels = torch.arange(scale.batch_images, device=_device()) % NUM_CLASSES
     marks = [time.perf_counter()]
     for _ in range(2):
@@ -201,9 +213,8 @@ def sample(cfg: params.Params, compile: bool) -> dict[str, Any]:
 def measure(case: str, tree: dict[str, Any], folder: Path, matmul_size: int) -> dict[str, Any]:
     """What a case reached."""
     stage, _, way = case.partition(":")
-    tree["presets"][tree["preset"]][stage]["compile"] = bool(way)
-    (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    cfg = params.load_params(folder / "params.yaml")
+    tree[stage]["compile"] = bool(way)
+    cfg = write_settings(folder, tree)
     gc.collect()
     if gpu := torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -252,11 +263,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tree = settings(options.preset, folder, options.steps, options.gpus)
-        scale = tree["presets"][options.preset]
-        if tree["images"]["source"] == "imagefolder":
-            write_images(folder / "images", scale["images"]["size"])
-        (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        make_up(params.load_params(folder / "params.yaml"), folder)
+        cfg = write_settings(folder, tree)
+        if cfg.images.source == "imagefolder":
+            write_images(folder / "images", cfg.images.size)
+        make_up(cfg, folder)
         options.out.mkdir(parents=True, exist_ok=True)
         for case in options.only:
             try:

@@ -28,6 +28,7 @@ def run(out: Path, *arguments: str) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
 
 
+@pytest.mark.slow
 def test_the_script_reports_each_stage(tmp_path: Path) -> None:
     found = run(
         tmp_path, "--preset", "smoke", "--steps", "12", "--matmul-size", "256", "--only", *STAGES

@@ -1,7 +1,7 @@
 """From the name of an autoencoder to the autoencoder."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from flowprior.autoencoder.shape import Shape
 from flowprior.core.codes import Codes
 
 
+@runtime_checkable
 class ImageAutoencoder(Protocol):
     """What the stages ask of an autoencoder besides being a module; see `flowprior.autoencoder.vit.Autoencoder`.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from flowprior.images.sets import ImageSet, batches
 Facts = dict[str, str | int | None]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Compares images with the real ones.
 

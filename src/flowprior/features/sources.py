@@ -1,7 +1,7 @@
 """The sources of target features: of images through an encoder, of tables, and controls."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ MIN_VECTORS = 200
 PAPERS_TEXT_MODEL = "Qwen/Qwen2.5-0.5B"
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """Images [b, c, h, w] in [-1, 1] to tokens [b, n, D]; `facts` say what it is."""
 

@@ -1,7 +1,7 @@
 """What a generator is to the stages: it learns latents of classes and draws them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class LatentShape(NamedTuple):
     num_classes: int
 
 
+@runtime_checkable
 class Batch(Protocol):
     """All that a training step draws, in the order of the generator's `forward`."""
 
@@ -33,6 +34,7 @@ class Batch(Protocol):
     def __iter__(self) -> Any: ...
 
 
+@runtime_checkable
 class Generator(Protocol):
     """A module whose `forward(*batch)` is its training loss; see `flowprior.mar.model.MAR`.
 

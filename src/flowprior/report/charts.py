@@ -178,7 +178,7 @@ def two_axes(curves: Sequence[Curve], left: str, right: str, title: str) -> Mark
         return _svg(figure, f"{title}: {left} and {right} over training")
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: int, height: int) -> tuple[Figure, Axes]:
     """A figure of so many pixels with one pair of axes; an SVG of matplotlib has 72 of them to an inch."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     return figure, figure.subplots()

@@ -39,6 +39,7 @@ class Cloud(NamedTuple):
 
 
 def cloud_of(vectors: ndarray, k: int) -> Cloud:
+    """A set [n, d] with the distances [n] to its k-th neighbours and the mean over all pairs."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float64)
     n, total, radii = len(vectors), 0.0, np.empty(len(vectors))
     for rows, distances in distance_blocks(vectors, vectors):
@@ -68,6 +69,7 @@ def compare_clouds(generated: Cloud, real: Cloud, k: int) -> tuple[Coverage, flo
 
 
 def energy_of(one: Cloud, two: Cloud, between: float) -> float:
+    """Energy distance of two sets, given the mean distance between them."""
     return 2 * between - one.mean_distance - two.mean_distance
 
 
@@ -82,11 +84,17 @@ def distance_blocks(a: ndarray, b: ndarray) -> Iterator[tuple[slice, ndarray]]:
 
 
 def subsample(vectors: ndarray, size: int, seed: int, name: str) -> ndarray:
+    """At most so many rows, at random, float64; equal seeds and names give equal rows."""
     draw = np.random.default_rng(derive_seed(seed, "match_report", name))
     return np.asarray(vectors[draw.permutation(len(vectors))[:size]], dtype=np.float64)
 
 
 def check_sets(sets: Mapping[str, ndarray], need: int, reason: str) -> None:
+    """Whether sets are large enough and of one dim.
+
+    Raises:
+        ValueError: They are not; says which and why that matters.
+    """
     for name, vectors in sets.items():
         if len(vectors) < need:
             raise ValueError(

@@ -1,0 +1,104 @@
+"""What every source of images promises, opened by its name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowprior.images.opening import open_images
+from flowprior.images.sets import SPLITS, Source, Split
+
+from .sources import SIZE, SOURCES, open_both, value_of, values, write_source
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_image_of_a_source_is_in_one_split_with_its_class(
+    tmp_path: Path, source: Source
+) -> None:
+    """Thirty images of three classes: six are held out, two of each; grey values tell which are which."""
+    splits = open_both(source, write_source(source, tmp_path / "root"))
+    assert sorted(values(splits["train"]) + values(splits["validation"])) == list(range(30))
+    assert splits["validation"].labels.bincount().tolist() == [2, 2, 2]
+    for images in splits.values():
+        assert images.num_classes == 3
+        assert images.labels.dtype == torch.int64
+        assert [value // 10 for value in values(images)] == images.labels.tolist()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_images_are_rgb_float32_in_minus_one_to_one(tmp_path: Path, source: Source) -> None:
+    """By index in the order asked for, from a list, a range or a tensor."""
+    images = open_both(source, write_source(source, tmp_path / "root"))["train"]
+    batch = images.images([3, 0, 3])
+    assert batch.shape == (3, 3, SIZE, SIZE)
+    assert batch.dtype == torch.float32
+    assert -1 <= batch.min() <= batch.max() <= 1
+    assert torch.equal(batch, images.images(torch.tensor([3, 0, 3])))
+    assert [value_of(image) for image in batch] == [values(images)[row] for row in (3, 0, 3)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_digest_fixes_which_images_a_split_holds(tmp_path: Path, source: Source) -> None:
+    """Equal for a second opening and a copy elsewhere; other splits, split seeds and sizes differ."""
+    root = write_source(source, tmp_path / "root")
+    copy = write_source(source, tmp_path / "copy")
+    one, again, elsewhere = (open_both(source, path) for path in (root, root, copy))
+    other = open_both(source, root, split_seed=1)
+    larger = open_images(source, "train", split_seed=0, size=2 * SIZE, path=str(root))
+    for split in SPLITS:
+        assert one[split].digest == again[split].digest == elsewhere[split].digest
+    digests = [images.digest for images in [*one.values(), *other.values(), larger]]
+    assert len(set(digests)) == 5
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("held_out", ["val", "validation"])
+def test_a_source_that_comes_split_stays_split(
+    tmp_path: Path, source: Source, held_out: str
+) -> None:
+    """Subfolders `train` and `val` (or `validation`) are the splits, whole, whatever the split seed."""
+    write_source(source, tmp_path / "train")
+    write_source(source, tmp_path / held_out, per_class=2, first=100)
+    for seed in (0, 1):
+        splits = open_both(source, tmp_path, seed)
+        assert sorted(values(splits["train"])) == list(range(30))
+        assert sorted(values(splits["validation"])) == list(range(100, 106))
+        assert splits["validation"].labels.bincount().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "webdataset"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_training_folder_without_a_validation_folder_is_an_error(
+    tmp_path: Path, source: Source, split: Split
+) -> None:
+    """Else images of the training folder would be validated on, or the root split anew."""
+    write_source(source, tmp_path / "train")
+    with pytest.raises(ValueError, match="but not the other"):
+        open_images(source, split, split_seed=0, size=SIZE, path=str(tmp_path))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_too_small_to_hold_anything_out_is_an_error(
+    tmp_path: Path, source: Source
+) -> None:
+    """Two images a class leave the validation split empty; training still works."""
+    root = write_source(source, tmp_path / "root", per_class=2)
+    assert len(open_images(source, "train", split_seed=0, size=SIZE, path=str(root))) == 6
+    with pytest.raises(ValueError, match="validation split is empty; there are only 6 images"):
+        open_images(source, "validation", split_seed=0, size=SIZE, path=str(root))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_path_is_needed_and_must_be_a_directory(tmp_path: Path, source: Source) -> None:
+    """Both messages name the parameter."""
+    with pytest.raises(ValueError, match=f"images.source '{source}' needs images.path"):
+        open_images(source, "train", split_seed=0, size=SIZE)
+    for path in (tmp_path / "absent", Path(__file__)):
+        with pytest.raises(ValueError, match=r"images\.path .* is not a directory"):
+            open_images(source, "train", split_seed=0, size=SIZE, path=str(path))
+
+
+def test_an_unknown_source_is_an_error(tmp_path: Path) -> None:
+    """Refused by the function, or before it by the type checker where that is installed."""
+    with pytest.raises((ValueError, TypeError)):
+        open_images("cifar", "train", split_seed=0, size=SIZE, path=str(tmp_path))  # type: ignore[arg-type]
