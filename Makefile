@@ -14,7 +14,7 @@ export PYTHONPATH := src
 .PHONY: repro toy tables report show test test-slow lint docs bench chaos plan preflight setup clean
 
 repro: setup
-	flowprior config --check
+	@flowprior config > /dev/null
 	dvc repro
 
 toy: setup

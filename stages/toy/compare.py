@@ -3,40 +3,39 @@
 Usage   python stages/toy/compare.py <objective>
 Reads   data/toy/mixture/
 Writes  data/toy/objectives/<objective>.safetensors     the points at every look
-        metrics/toy/objectives/<objective>.json         NLL, spread within modes, coverage, cost
+        metrics/toy/objectives/<objective>.json         NLL, spread within modes, coverage
 """
 
-from flowprior.toy import config as study_params
-from flowprior.toy.config import ROOT, Study
+from flowprior.toy.config import Study, argument, check_study, load_study
 
-study_params.check(__name__)
+check_study(__name__, "objectives")
 
 from pathlib import Path
 
-import torch
-from study import load_flow
-
-from flowprior.alignment.registry import ObjectiveName
-from flowprior.core.io import save_tensors, write_json
-from flowprior.toy.points import judge, move_points
+from flowprior.core.io import write_json
+from flowprior.core.root import find_root
+from flowprior.ops.machine import write_costs
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.toy.judging import judge_points
+from flowprior.toy.points import move_points
 from flowprior.toy.targets import build_target
 
 
-def main(cfg: Study, root: Path, objective: ObjectiveName) -> None:
+def main(cfg: Study, root: Path, objective: str) -> None:
     """Run the stage for one objective."""
     target = build_target("mixture")
-    moved = move_points(cfg, root, target, load_flow(root, target.name), objective)
-    path = root / f"data/toy/objectives/{objective}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, {"history": moved.history, "steps": torch.tensor(moved.steps)})
-    metrics = judge(cfg, target, moved.history[-1]) | {
+    prior = FlowPrior.load(root / "data/toy/mixture/flow_prior")
+    pull = cfg.align.model_copy(update={"objective": objective, "options": {}})
+    moved = move_points(cfg, root, target, prior, pull)
+    moved.save(root / f"data/toy/objectives/{objective}.safetensors")
+    facts = judge_points(cfg, target, moved.history[-1]) | {
         "alignment_loss": moved.curve[-1]["alignment_loss"],
         "seed": cfg.seed,
         "steps": cfg.scale.points.steps,
-        "seconds": moved.seconds_per_step * cfg.scale.points.steps,
     }
-    write_json(root / f"metrics/toy/objectives/{objective}.json", metrics)
+    write_json(root / f"metrics/toy/objectives/{objective}.json", facts)
+    write_costs(root, f"toy/objectives/{objective}", moved.seconds, moved.began_at)
 
 
 if __name__ == "__main__":
-    main(study_params.load_study(), ROOT, study_params.argument("objectives"))
+    main(load_study(), find_root(), argument("objectives"))

@@ -6,29 +6,24 @@ Writes  data/toy/<target>/                  flow_prior/, points.safetensors (the
         metrics/figures/toy/<target>.png    three panels; <target>_path.png the points over the steps
 """
 
-from flowprior.toy import config as study_params
-from flowprior.toy.config import ROOT, Study
+from flowprior.toy.config import Study, argument, check_study, load_study
 
-study_params.check(__name__)
+check_study(__name__, "targets")
 
 import time
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from flowprior.core import rng
-from flowprior.core.io import save_tensors, write_csv, write_json
+from flowprior.core.io import write_csv, write_json
+from flowprior.core.root import find_root
 from flowprior.figures.plots import save_figure
-from flowprior.prior.flow_prior import FlowPrior
-from flowprior.stats.correlation import correlations
+from flowprior.ops.machine import write_costs
 from flowprior.toy.figures import path_figure, study_figure
-from flowprior.toy.points import common_loss, fit_flow, judge, move_points, reference_nll
-from flowprior.toy.targets import TargetName, build_target
-
-SHOWN = 3000
-MARGIN = 0.2
-"""Of the data's range, added to the maps on every side."""
+from flowprior.toy.judging import judge_points, loss_against_nll
+from flowprior.toy.maps import common_loss, map_target
+from flowprior.toy.names import TargetName
+from flowprior.toy.points import move_points
+from flowprior.toy.target_flow import fit_flow
+from flowprior.toy.targets import build_target
 
 
 def main(cfg: Study, root: Path, name: TargetName) -> None:
@@ -36,60 +31,27 @@ def main(cfg: Study, root: Path, name: TargetName) -> None:
     started = time.perf_counter()
     target = build_target(name)
     prior = fit_flow(cfg, root, target)
-    where = root / "data/toy" / name
-    prior.save(where / "flow_prior", target=name)
-    moved = move_points(cfg, root, target, prior, cfg.align.objective)
-    save_tensors(
-        where / "points.safetensors", {"history": moved.history, "steps": torch.tensor(moved.steps)}
-    )
-    points = moved.history[-1]
-    curve = moved.curve
-    metrics = judge(cfg, target, points) | {
+    prior.save(root / f"data/toy/{name}/flow_prior", target=name)
+    moved = move_points(cfg, root, target, prior, cfg.align)
+    moved.save(root / f"data/toy/{name}/points.safetensors")
+    curve, points = moved.curve, moved.history[-1]
+    facts = judge_points(cfg, target, points) | loss_against_nll(curve, cfg.seed)
+    facts |= {
         "objective": cfg.align.objective,
         "steps": cfg.scale.points.steps,
         "alignment_loss": curve[-1]["alignment_loss"],
         "seed": cfg.seed,
     }
-    over_steps = correlations(
-        [row["alignment_loss"] for row in curve], [row["nll"] for row in curve], cfg.seed
-    )
-    for kind, found in over_steps.items():
-        metrics |= {
-            f"{kind}_loss_nll_over_steps": found.value,
-            f"{kind}_loss_nll_over_steps_low": found.low,
-            f"{kind}_loss_nll_over_steps_high": found.high,
-        }
-    data = target.sample(SHOWN, rng.generator(cfg.seed, name, "shown"))
-    axes, grid = grid_over(data, cfg.scale.density.grid)
-    side = len(axes[0])
-    nll = reference_nll(cfg, target)(grid).view(side, side)
-    prior.to("cpu")
-    losses = common_loss(prior, grid, cfg.scale.density.map_draws, cfg.seed).view(side, side)
+    shown = map_target(cfg, target)
+    velocity = prior.to("cpu").velocity
+    losses = common_loss(velocity, shown.points, cfg.scale.density.map_draws, cfg.seed)
     figures = root / "metrics/figures/toy"
-    save_figure(
-        study_figure(axes, nll, losses, points, data, curve, str(metrics["density"])),
-        figures / f"{name}.png",
-    )
-    save_figure(path_figure(axes, nll, moved.steps, moved.history), figures / f"{name}_path.png")
+    save_figure(study_figure(shown, losses, points, curve), figures / f"{name}.png")
+    save_figure(path_figure(shown, moved.steps, moved.history), figures / f"{name}_path.png")
     write_csv(root / f"metrics/toy/{name}.csv", curve)
-    write_json(
-        root / f"metrics/toy/{name}.json", metrics | {"seconds": time.perf_counter() - started}
-    )
-
-
-def grid_over(data: Tensor, side: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Both axes [side] and the points [side^2, 2] of a square grid over the data, row by row from below."""
-    low, high = data.amin(0), data.amax(0)
-    centre, half = (low + high) / 2, float((high - low).max()) * (0.5 + MARGIN)
-    across, up = (torch.linspace(c - half, c + half, side) for c in centre.tolist())
-    grid = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
-    return (across, up), grid.reshape(-1, 2)
-
-
-def load_flow(root: Path, name: str) -> FlowPrior:
-    """The flow that this stage trained for a target."""
-    return FlowPrior.load(root / "data/toy" / name / "flow_prior")
+    write_json(root / f"metrics/toy/{name}.json", facts)
+    write_costs(root, f"toy/{name}", time.perf_counter() - started, moved.began_at)
 
 
 if __name__ == "__main__":
-    main(study_params.load_study(), ROOT, study_params.argument("targets"))
+    main(load_study(), find_root(), argument("targets"))

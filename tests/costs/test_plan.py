@@ -32,6 +32,7 @@ def test_hours_are_inverse_to_utilisation_and_to_the_peak(changed: Changed) -> N
         assert row(stage, work, faster).gpu_hours == pytest.approx(whole / 10)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_documentation_is_the_plan(imagenet: dict[str, Work]) -> None:
     """Of eight H100; it stands in README.md or in docs/."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -32,6 +32,8 @@ from flowprior.training.session import Session
 
 from .conftest import Changed
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

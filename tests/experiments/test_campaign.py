@@ -29,18 +29,18 @@ from flowprior.experiments.campaign import run_all
 from flowprior.experiments.status import missing
 root = Path.cwd()
 try:
-    outcome = run_all(root, missing(root), workers=2)
+    outcome = run_all(root, missing(root, only=sys.argv[1]), workers=2)
 except KeyboardInterrupt:
     sys.exit(130)
 print(sorted(outcome.done), sorted(outcome.failed), sorted(outcome.elsewhere))
 """
-"""What a command does that runs all that is missing with two workers."""
+"""What a command does that runs all that is missing, of names that match, with two workers."""
 
 
-def start(root: Path) -> "subprocess.Popen[str]":
+def start(root: Path, only: str = "") -> "subprocess.Popen[str]":
     """The command, at work in a repository."""
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND],
+        [sys.executable, "-c", COMMAND, only],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,

@@ -127,12 +127,12 @@ def test_what_is_stopped_goes_on_from_its_checkpoints(copied: Path) -> None:
     """Nothing is left running; a second start takes finished stages from the run cache."""
     write_tables(copied / "tables.yaml", seeds=[7])
     run_git(copied, "commit", "-qam", "another seed")
-    process = start(copied)
     log = copied / ".ckpt/tables/kl-s7.log"
-    wait_until(
-        lambda: log.exists() and "Running stage 'train_mar'" in log.read_text(), process, 300
-    )
-    process.send_signal(signal.SIGTERM)
+    process = start(copied, "kl")
+    try:
+        wait_until(lambda: log.exists() and "stage 'train_mar'" in log.read_text(), process, 900)
+    finally:
+        process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 130, said
     assert at_work_below(copied) == []

@@ -69,8 +69,8 @@ def test_other_text_and_comments_stay() -> None:
 
 
 def test_what_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"resluts.*did you mean 'results'"):
-        updated(block("resluts"), ROOT)
+    with pytest.raises(ValueError, match=r"reports.*did you mean 'report'"):
+        updated(block("reports"), ROOT)
     with pytest.raises(ValueError, match="no table 'Nothing'"):
         updated(block("report: Nothing"), ROOT)
 

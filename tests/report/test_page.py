@@ -73,6 +73,8 @@ def test_the_page_is_whole_and_needs_nothing_else(html: str) -> None:
     assert "prefers-color-scheme: dark" in html
     assert read.all("html")[0]["lang"] == "en"
     assert not re.search(r"\bnan\b|\bNone\b", without_images(html))
+    assert "45.0 (30.0 to 45.0)" in html
+    assert "GPU&#39;s, MiB" in html
 
 
 def test_equal_reports_are_equal_bytes(report: Report) -> None:

@@ -29,7 +29,7 @@ class OneLineErrors(TyperGroup):
     """Commands whose mistakes are told in a line on stderr, without usage or traceback."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command that the arguments name, and exit with its status."""
+        """Run the command that the arguments name; exit with its status where that is not 0."""
         try:
             status = super().main(*args, **options | {"standalone_mode": False})
         except typer.Abort:
@@ -38,7 +38,8 @@ class OneLineErrors(TyperGroup):
             status = _tell(error.format_message())  # type: ignore[attr-defined]
         except (ValueError, OSError) as error:
             status = _tell(str(error))
-        raise SystemExit(status or 0)
+        if status:
+            raise SystemExit(status)
 
 
 app = typer.Typer(
@@ -53,7 +54,14 @@ for command in (config, plan, preflight, sample, tables, report, sync):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, by default this process's, and exit: 0, 2 for a mistake, 1 for what is missing or failed."""
+    """Run a command line, by default this process's.
+
+    Args:
+        arguments: What stands behind the command's name.
+
+    Raises:
+        SystemExit: 2 after a mistake, 1 where something is missing or failed, 130 after Ctrl-C.
+    """
     app(None if arguments is None else list(arguments), prog_name="flowprior")
 
 

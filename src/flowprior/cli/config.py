@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
@@ -9,10 +10,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from flowprior.cli.mistakes import unusable
 from flowprior.config.messages import ParamsError
 from flowprior.config.presets import Resolved, leaves, resolve
 from flowprior.config.schema import STAGES
-from flowprior.config.yaml12 import read_text, read_yaml
+from flowprior.config.yaml12 import read_yaml
 from flowprior.core.root import find_root
 from flowprior.experiments.listing import parse_settings, with_settings
 
@@ -40,15 +42,15 @@ def config(
         typer.Option("--json", help="JSON: `parameters`, nested, and `origins`, by dotted key."),
     ] = False,
 ) -> None:
-    """Print all parameters, and the file that each value comes from."""
+    """Print all parameters, and the file that each comes from."""
     if stage is not None and stage not in STAGES:
         near = difflib.get_close_matches(stage, STAGES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise typer.BadParameter(f"--stage {stage!r}: the stages are {', '.join(STAGES)}{hint}")
+        raise ValueError(f"--stage {stage!r}: the stages are {', '.join(STAGES)}{hint}")
     try:
         resolved = _resolve(settings or [])
     except ParamsError as error:
-        raise ValueError(f"params.yaml cannot be used:\n{error}") from None
+        raise unusable(error) from None
     params, origins = resolved
     values = params.model_dump(mode="json") if stage is None else params.tracked(stage)
     if as_json:
@@ -113,9 +115,26 @@ def _lines(
 
 
 def _scalar(value: Any) -> str:
-    """A value in one line of YAML that reads as the same value under the rules of 1.1 and of 1.2."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    text = text.removesuffix("\n").removesuffix("\n...")
-    if "\n" in text or read_text(text, "value") != value:
-        return json.dumps(value)
-    return text
+    """A value in one line of YAML."""
+    text: str = yaml.dump(
+        value, Dumper=_OneLine, default_flow_style=True, width=float("inf"), allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes YAML that reads as the same value by the rules of 1.1 and of 1.2, no text in more than a line."""
+
+
+def _represent_text(dumper: _OneLine, text: str) -> yaml.ScalarNode:
+    style = None if text.splitlines() == [text] else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLine.add_representer(str, _represent_text)
+# What is a number in YAML 1.2 alone, such as 1e-4: as a text it is written in quotes.
+_OneLine.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)

@@ -16,7 +16,7 @@ def whole_number(least: int, help: str) -> Any:
     )
 
 
-def number(least: float, help: str) -> Any:
+def number(least: float | int, help: str) -> Any:
     """An option that takes a finite number of at least `least`."""
     return typer.Option(
         parser=_reader(float, f"a number of at least {least:g}", lambda x: x >= least),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from flowprior.cli.mistakes import unusable
 from flowprior.cli.options import positive_number, share, whole_number
 from flowprior.config.messages import ParamsError
 from flowprior.core.registry import PLUGINS
@@ -27,9 +28,10 @@ def plan(
     feature_vectors: Annotated[int | None, whole_number(1, ASSUMED)] = None,
     feature_dim: Annotated[int | None, whole_number(1, ASSUMED)] = None,
 ) -> None:
-    """Count what a preset would cost: parameters, operations, memory, disk and GPU-hours of each stage.
+    """Count what a preset would cost, before any data are there.
 
-    Nothing has to be there for it, neither data nor weights nor a GPU. The figures of a GPU are an H100's by default.
+    Parameters, operations of a step, memory, disk and GPU-hours of each stage; by default on eight H100. Neither data
+    nor weights nor a GPU have to be there for it.
     """
     given = {
         "train_images": train_images,
@@ -42,7 +44,7 @@ def plan(
     try:
         cfg = params_to_plan(find_root(), preset)
     except ParamsError as error:
-        raise ValueError(f"params.yaml cannot be used with --preset {preset}:\n{error}") from None
+        raise unusable(error, f" with --preset {preset}") from None
 
     from flowprior.costs.facts import assumed
     from flowprior.costs.hardware import Hardware

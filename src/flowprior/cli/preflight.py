@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from flowprior.cli.mistakes import unusable
 from flowprior.config.messages import ParamsError
 from flowprior.core.root import find_root
 from flowprior.costs.preset import params_with
@@ -15,14 +16,15 @@ def preflight(
         typer.Option(metavar="NAME", help="A file of presets/; by default that of params.yaml."),
     ] = None,
 ) -> None:
-    """Open everything that a run will need: images, plugins, weights, packages, room on the disk.
+    """Look whether all is there that a run will need.
 
-    Weights that have to be downloaded are downloaded now. The exit status is 1 where something is missing.
+    Images, plugins, weights, packages and room on the disk; weights that have to be downloaded are downloaded now. The
+    exit status is 1 where something is missing.
     """
     try:
         cfg = params_with(find_root(), preset)
     except ParamsError as error:
-        raise ValueError(f"params.yaml cannot be used:\n{error}") from None
+        raise unusable(error) from None
 
     from flowprior.costs.preflight import preflight as look
 

@@ -13,9 +13,10 @@ def report(
         Path | None, typer.Option(help="Another list of experiments than tables.yaml.")
     ] = None,
 ) -> None:
-    """Write metrics/report.html and metrics/report.md from the results of the experiments.
+    """Write the report of what the experiments gave.
 
-    Results of experiments that DVC has and the repository lacks are taken first. The page needs no network.
+    It is metrics/report.html, one file that needs no network, and metrics/report.md. Results that DVC has and the
+    repository lacks are taken first.
     """
     from flowprior.report.command import write_report
 

@@ -33,7 +33,10 @@ def sample(
     ] = None,
     steps: Annotated[int, whole_number(1, "Steps of the head's ODE for each token.")] = 50,
 ) -> None:
-    """Draw images of some classes into one picture, from finished artifacts."""
+    """Draw images of some classes into one picture.
+
+    They come from the artifacts of a finished pipeline.
+    """
     _check_out(out)
     import torch
 

@@ -48,15 +48,16 @@ def tables(
         Path | None, typer.Option(metavar="FILE", help="Another list than tables.yaml.")
     ] = None,
 ) -> None:
-    """Run the experiments of tables.yaml that have no result yet; Ctrl-C stops it, the same command goes on.
+    """Run the experiments of tables.yaml that lack a result.
 
-    Experiments start from what is committed. The exit status is 1 where one failed.
+    They start from what is committed. Ctrl-C stops it, the same command goes on. The exit status is 1 where one
+    failed.
     """
     actions = {"--list": show, "--run": run is not None, "--collect": collect, "--slurm": slurm}
     if len(asked := [option for option, given in actions.items() if given]) > 1:
-        raise typer.BadParameter(f"{' and '.join(asked)} do not go together")
+        raise ValueError(f"{' and '.join(asked)} do not go together")
     if sbatch and slurm is None:
-        raise typer.BadParameter("--sbatch has no effect without --slurm")
+        raise ValueError("--sbatch has no effect without --slurm")
     root = find_root()
 
     from flowprior.experiments.git import GitError
@@ -93,7 +94,7 @@ def _run_one(root: Path, file: Path | None, name: str) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ", see flowprior tables --list"
-        raise typer.BadParameter(f"--run {name!r}: there is no such experiment{hint}")
+        raise ValueError(f"--run {name!r}: there is no such experiment{hint}")
     check_tree(root)
     result = run_one(root, known[name])
     typer.echo(f"{name}: done, metrics/experiments/{result.name}.json")
@@ -120,8 +121,8 @@ def _write_job(
     from flowprior.experiments.slurm import slurm_script
     from flowprior.experiments.status import check_tree, missing
 
-    check_tree(root)
     todo = missing(root, file, only, keep_outdated)
+    check_tree(root)
     script = slurm_script(root, todo, sbatch, file)
     if str(job) == "-":
         typer.echo(script, nl=False)
@@ -137,11 +138,11 @@ def _run_missing(
     from flowprior.experiments.collect import collect
     from flowprior.experiments.status import check_tree, missing, survey
 
+    wanted = len(survey(root, file, only))
     check_tree(root)
     for name in collect(root, missing(root, file, only), typer.echo):
         typer.echo(f"{name}: taken from DVC")
     todo = missing(root, file, only, keep_outdated)
-    wanted = len(survey(root, file, only))
     typer.echo(f"{wanted - len(todo)} of {wanted} results are there, {len(todo)} to run")
     if not todo:
         return

@@ -10,6 +10,9 @@ from flowprior.experiments.git import GitError, export, git
 from flowprior.experiments.listing import Experiment
 from flowprior.experiments.results import read_workspace, save
 
+READ = ("params.yaml", "presets", "plugins", "metrics", "src")
+"""What a result is read from."""
+
 
 def collect(
     root: Path, wanted: Sequence[Experiment], say: Callable[[str], None] = print
@@ -34,7 +37,7 @@ def collect(
         commit, baseline = there[experiment.name]
         with tempfile.TemporaryDirectory() as folder:
             try:
-                export(root, commit, Path(folder))
+                export(root, commit, Path(folder), READ)
                 save(root, read_workspace(Path(folder), experiment, baseline))
             except (ArtifactError, ParamsError, GitError) as error:
                 say(f"{experiment.name}: not taken: {error}")

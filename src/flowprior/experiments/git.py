@@ -2,6 +2,7 @@
 
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -19,15 +20,24 @@ def git(root: Path, *command: str, stdin: bytes = b"") -> str:
     return _run(root, command, stdin).decode(errors="surrogateescape").removesuffix("\n")
 
 
-def export(root: Path, commit: str, folder: Path) -> None:
-    """Write the files of a commit into a folder, but for the results of other experiments.
+def export(root: Path, commit: str, folder: Path, paths: Sequence[str]) -> None:
+    """Write files of a commit into a folder.
+
+    Args:
+        root: The repository.
+        commit: The commit.
+        folder: Where to.
+        paths: Files and folders of the repository's root; those that the commit lacks are passed over. Results of
+            experiments are left out.
 
     Raises:
         GitError: There is no such commit.
     """
-    packed = _run(root, ("archive", commit, "--", ".", ":!metrics/experiments"), b"")
+    there = git(root, "ls-tree", "-z", "--name-only", commit, "--", *paths).split("\0")
+    names = [name for name in there if name]
+    packed = _run(root, ("archive", commit, "--", *names, ":!metrics/experiments"), b"")
     with tarfile.open(fileobj=BytesIO(packed)) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extractall(folder)
 
 
 def _run(root: Path, command: tuple[str, ...], stdin: bytes) -> bytes:

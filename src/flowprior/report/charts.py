@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -13,39 +13,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-COLOURS = {
-    "text": "#1b1f24",
-    "line": "#d5dae0",
-    "back": "#fefefe",
-    "first": "#0072b2",
-    "second": "#c2500a",
-}
+TEXT, LINE, BACK, FIRST, SECOND = "#1b1f24", "#d5dae0", "#fefefe", "#0072b2", "#c2500a"
+COLOURS = {"text": TEXT, "line": LINE, "back": BACK, "first": FIRST, "second": SECOND}
 """What a chart is drawn in; the page's CSS variables of these names (one set for light, one for dark) replace them."""
-TEXT, LINE, BACK, FIRST, SECOND = COLOURS.values()
-FILLED: Mapping[str, Any] = {"color": FIRST, "markersize": 7}
-HOLLOW: Mapping[str, Any] = {
-    "markerfacecolor": BACK,
-    "markeredgecolor": SECOND,
-    "markeredgewidth": 1.8,
-    "markersize": 7,
-}
+FILLED: dict[str, Any] = {"color": FIRST, "ms": 7}
+HOLLOW: dict[str, Any] = {"mfc": BACK, "mec": SECOND, "mew": 1.8, "ms": 7}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
-    "font.size": 11,
-    "axes.titlesize": 11,
     "axes.titleweight": "bold",
-    "axes.labelsize": 11,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.edgecolor": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-    "grid.color": LINE,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 11),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), TEXT
+    ),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), LINE),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
 }
 ROW = 24

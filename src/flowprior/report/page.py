@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -55,17 +56,12 @@ def _judged(run: Result, what: str) -> float | None:
     return next((value[0] for value in values if value), None)
 
 
-def fd_plot(title: str, rows: Rows) -> Markup:
-    """Fréchet distances of a table's runs, without guidance and with."""
-    dots = [charts.Dots(row, judged(r, "fd"), judged(r, "fd_guided")) for row, r in rows.items()]
-    label = "Fréchet distance of samples, smaller is better"
-    return charts.dot_plot(dots, label, ("no guidance", "guided"), title)
-
-
-def psnr_plot(title: str, rows: Rows) -> Markup:
-    """Quality of reconstruction of a table's runs."""
-    dots = [charts.Dots(row, judged(runs, "psnr")) for row, runs in rows.items()]
-    return charts.dot_plot(dots, "PSNR of reconstructions in dB, larger is better", title=title)
+def dot_plot(title: str, rows: Rows, label: str, *kinds: str) -> Markup:
+    """A dot plot of one or two of `JUDGED` of a table's runs: filled dots without guidance, hollow ones with."""
+    dots = [charts.Dots(row, *(judged(runs, kind) for kind in kinds)) for row, runs in rows.items()]
+    return charts.dot_plot(
+        dots, label, ("no guidance", "guided") if len(kinds) > 1 else None, title
+    )
 
 
 def trade_off(rows: Iterable[tuple[str, Sequence[Result]]], fd: str, kind: str) -> Markup:
@@ -137,6 +133,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else minus(f"{100 * share:+.0f}%")
 
 
+def image(png: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
 def bold(cell: Cell) -> str:
     """A cell in Markdown."""
     return f"**{cell.text}**" if cell.best else cell.text
@@ -158,25 +159,10 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         extensions=["jinja2.ext.do"],
     )
-    found.globals |= {
-        "fd_plot": fd_plot,
-        "psnr_plot": psnr_plot,
-        "trade_off": trade_off,
-        "curve_plot": curve_plot,
-    }
-    found.filters |= {
-        "base64": lambda png: base64.b64encode(png).decode(),
-        "bold": bold,
-        "correlation": correlation,
-        "figures": figures,
-        "fixed": fixed,
-        "judged": judged,
-        "mean": mean,
-        "p": p_value,
-        "percent": percent,
-        "row": row,
-        "values": numbers,
-    }
+    calls: tuple[Any, ...] = (dot_plot, trade_off, curve_plot)
+    found.globals |= {call.__name__: call for call in calls}
+    calls = (bold, correlation, figures, fixed, image, judged, mean, numbers, p_value, percent, row)
+    found.filters |= {call.__name__: call for call in calls}
     return found
 
 

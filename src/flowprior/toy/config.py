@@ -1,28 +1,26 @@
-"""The parameters of the 2-D study, checked like those of the pipeline (pydantic and yaml only)."""
+"""The parameters of the 2-D study, `stages/toy/params.yaml`, checked like those of the pipeline: without torch."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from flowprior.config import params
-from flowprior.config.params import ROOT, Pull, Section, Training, parse_as, read_yaml
+from flowprior.alignment.config import Pull
+from flowprior.alignment.names import OBJECTIVES
+from flowprior.config.launch import check_params
+from flowprior.config.messages import parse_as
+from flowprior.config.presets import leaves
+from flowprior.config.yaml12 import read_yaml
+from flowprior.core.registry import allowed
+from flowprior.core.root import find_root
+from flowprior.core.section import Section
+from flowprior.toy.names import ExactTargetName, TargetName
+from flowprior.training.config import Training
 
-FILE = Path(__file__).with_name("params.yaml")
-Target = Literal["mixture", "grid", "moons", "rings", "spiral", "swiss_roll"]
-Objective = Literal[
-    "none",
-    "flow_prior",
-    "likelihood",
-    "elbo",
-    "sds",
-    "dmd",
-    "sliced_w2",
-    "mmd",
-    "moments",
-    "kl",
-]
+FILE = "stages/toy/params.yaml"
+"""Below the repository's root."""
 NEIGHBOURS = 5
 """k of the coverage metrics."""
 
@@ -34,6 +32,17 @@ class Flow(Training):
     depth: int = Field(ge=1)
     batch_vectors: int = Field(ge=1)
     time_groups: int = Field(ge=1)
+    """Vectors of a batch share so many times."""
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The arguments of the session's `Plan`."""
+        return {
+            "num_steps": self.steps,
+            "log_steps": self.log_steps,
+            "checkpoint_steps": self.checkpoint_steps,
+            "precision": self.precision,
+        }
 
 
 class Points(Section):
@@ -41,13 +50,14 @@ class Points(Section):
 
     count: int = Field(ge=1)
     time_groups: int = Field(ge=1)
+    """The points share so many times."""
     lr: float = Field(gt=0, le=10)
     steps: int = Field(ge=1)
     log_steps: int = Field(ge=1)
     checkpoint_steps: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _counts_fit(self) -> "Points":
+    def _counts_fit(self) -> Self:
         if self.count < 4 * (NEIGHBOURS + 1):
             raise ValueError(
                 f"points.count ({self.count}) is too few for neighbours with k = {NEIGHBOURS}; "
@@ -61,6 +71,16 @@ class Points(Section):
             raise ValueError(f"log_steps ({self.log_steps}) must be at most steps ({self.steps})")
         return self
 
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The arguments of the session's `Plan`."""
+        return {
+            "num_steps": self.steps,
+            "log_steps": self.log_steps,
+            "checkpoint_steps": self.checkpoint_steps,
+            "precision": "fp32",
+        }
+
 
 class Density(Section):
     """Reference densities and the maps."""
@@ -68,7 +88,9 @@ class Density(Section):
     kde_samples: int = Field(ge=100)
     bandwidth: float = Field(gt=0)
     grid: int = Field(ge=2, le=1000)
+    """Points along a side of the maps."""
     map_draws: int = Field(ge=1)
+    """Draws of noise and time, the same for every point of the loss map."""
 
 
 class Theory(Section):
@@ -94,17 +116,15 @@ class Study(Section):
     seed: int = Field(ge=0, lt=2**32)
     preset: str
     align: Pull
-    targets: list[Target]
-    exact: list[Literal["mixture", "grid"]]
-    objectives: list[Objective]
+    targets: list[TargetName]
+    exact: list[ExactTargetName]
+    objectives: list[Annotated[str, AfterValidator(OBJECTIVES.check)]]
     presets: dict[str, Scale]
 
     @model_validator(mode="after")
-    def _preset_exists(self) -> "Study":
+    def _parts_fit(self) -> Self:
         if self.preset not in self.presets:
-            raise ValueError(
-                f"preset: found {self.preset!r}, allowed: {', '.join(sorted(self.presets))}"
-            )
+            raise ValueError(f"preset: found {self.preset!r}, {allowed(self.preset, self.presets)}")
         if not {"mixture", *self.exact} <= set(self.targets):
             raise ValueError(
                 "targets must hold mixture, on which the objectives are compared, and all of exact"
@@ -117,25 +137,45 @@ class Study(Section):
         return self.presets[self.preset]
 
 
-def load_study() -> Study:
-    """Read and check the whole file."""
-    return parse_as(Study, read_yaml(FILE))
+def load_study(root: Path | None = None) -> Study:
+    """The study's parameters in a repository (default: the one around the working directory), checked.
+
+    Raises:
+        ParamsError: The file is absent, not YAML, or holds a value that cannot be used.
+    """
+    tree = read_yaml((root or find_root()) / FILE)
+    keys = leaves(tree) if isinstance(tree, Mapping) else ()
+    return parse_as(Study, tree, {key: FILE for key, _ in keys})
 
 
-def check(name: str) -> None:
-    """As `params.check`, for this file, and for the argument of a script that takes one."""
-    params.check(name, load=load_study)
+def check_study(
+    name: str, choices: Literal["targets", "exact", "objectives"] | None = None
+) -> None:
+    """First thing in a script of the study: stop with a readable message if its parameters or its argument are wrong.
+
+    Args:
+        name: The script's `__name__`; nothing happens where it is imported.
+        choices: See `argument`; None for a script that takes none.
+    """
+    check_params(name, load=load_study)
+    if name == "__main__" and choices is not None:
+        argument(choices)
 
 
-def argument(choices: str) -> Any:
-    """The script's one argument, a name of that list in the parameters."""
-    allowed = getattr(load_study(), choices)
-    if len(sys.argv) != 2 or sys.argv[1] not in allowed:
-        sys.exit(f"usage: {Path(sys.argv[0]).name} <one of {', '.join(allowed)}>")
+def argument(choices: Literal["targets", "exact", "objectives"]) -> Any:
+    """The script's one argument, a name of that list in the parameters; anything else ends the script with a message."""
+    names = getattr(load_study(), choices)
+    script = Path(sys.argv[0]).name
+    if len(sys.argv) != 2:
+        sys.exit(
+            f"usage: {script} <one of {', '.join(names)}>, found {len(sys.argv) - 1} arguments"
+        )
+    if sys.argv[1] not in names:
+        sys.exit(
+            f"{script}: found {sys.argv[1]!r}, {allowed(sys.argv[1], names)} ({choices} in {FILE})"
+        )
     return sys.argv[1]
 
 
 if __name__ == "__main__":
-    check(__name__)
-
-__all__ = ["NEIGHBOURS", "ROOT", "Study", "argument", "check", "load_study"]
+    check_study(__name__)

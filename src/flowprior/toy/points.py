@@ -1,4 +1,4 @@
-"""What the scripts of the study share: a target's flow, free points that an objective moves, and their densities."""
+"""Free points in the plane, moved by nothing but an objective."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,47 +6,56 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowprior.alignment.config import Pull
 from flowprior.alignment.fake_flow import FakeFlow
-from flowprior.alignment.registry import ObjectiveName, build_objective
-from flowprior.config import params
-from flowprior.core import rng
+from flowprior.alignment.registry import build_objective
 from flowprior.core.codes import Codes
+from flowprior.core.io import digest, save_tensors
 from flowprior.core.rng import Draw
-from flowprior.flow.losses import alignment_loss, grouped_loss
-from flowprior.flow.path import stratified_times
-from flowprior.flow.velocity import VelocityMLP
 from flowprior.prior.flow_prior import FlowPrior
-from flowprior.prior.projection import Projection
-from flowprior.stats.match import collapse_signs, match_report
-from flowprior.toy.config import NEIGHBOURS, Study
-from flowprior.toy.modes import mode_report
-from flowprior.toy.targets import Target2D, kernel_log_density
-from flowprior.training.plan import Optimizer, Plan
-from flowprior.training.session import Session
+from flowprior.toy.config import Study
+from flowprior.toy.densities import reference_nll
+from flowprior.toy.maps import common_loss
+from flowprior.toy.sessions import open_session
+from flowprior.toy.targets import Target2D
+from flowprior.training.plan import Optimizer
 
 LOOKS = 16
 """Looks at the points over an optimisation, evenly over log-steps."""
 CURVE_DRAWS = 64
+"""Draws of noise and time for the alignment loss at a look, the same at all looks."""
 
 
-class Moved(NamedTuple):
+class MovedPoints(NamedTuple):
     """Free points after their optimisation.
 
     Attributes:
         steps: When was looked, ascending, from 0.
         history: The points at each look, [looks, n, 2]; the last are the result.
-        curve: A row for each look: step, alignment loss, NLL.
-        seconds_per_step: Of the optimisation.
+        curve: A row for each look: step, alignment loss (mean over dims and points), mean NLL (nats).
+        seconds: Of the optimisation.
+        began_at: Commit of other code that began it, if any; see `flowprior.training.session.Session`.
     """
 
     steps: list[int]
     history: Tensor
     curve: list[dict[str, float]]
-    seconds_per_step: float
+    seconds: float
+    began_at: str | None
+
+    def save(self, path: Path) -> None:
+        """Write `history` and `steps` as safetensors."""
+        save_tensors(path, {"history": self.history, "steps": torch.tensor(self.steps)})
 
 
 class FreePoints(nn.Module):
-    """Points from N(0, I) with nothing but an objective to move them, and where they were at each look."""
+    """Points from N(0, I) with nothing but an objective to move them, and where they were at each look.
+
+    Args:
+        count: How many.
+        looks: How many looks there will be.
+        generator: Draws where they start.
+    """
 
     def __init__(self, count: int, looks: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -55,69 +64,46 @@ class FreePoints(nn.Module):
         self.register_buffer("history", torch.zeros(looks, count, 2))
 
 
-def fit_flow(cfg: Study, root: Path, target: Target2D) -> FlowPrior:
-    """Train the flow of a target on fresh samples of it."""
-    scale = cfg.scale.flow
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, scale.precision)
-    config = {"seed": cfg.seed, "target": target.name, **scale.model_dump()}
-    with Session(
-        "toy_flow",
-        config=config,
-        inputs={},
-        seed=cfg.seed,
-        plan=plan,
-        root=params.state_root(root),
-    ) as session:
-        with rng.scoped(cfg.seed, target.name, "init"):
-            velocity = VelocityMLP(2, scale.width, scale.depth)
-        learner = session.learner("velocity", velocity, Optimizer(**scale.optimizer.model_dump()))
-        for step in session.steps():
-            draw = session.generator(target.name, step)
-            data = target.sample(scale.batch_vectors, draw).to(session.device)
-            loss = grouped_loss(learner.module, data, scale.time_groups, draw).mean()
-            session.log(step, loss=loss, grad_norm=learner.update(loss))
-        session.tracker.finish({})
-    identity = Projection(torch.eye(2), 1.0, "identity", cfg.seed)
-    return FlowPrior(learner.averaged, identity, scale.time_groups)
-
-
 def move_points(
-    cfg: Study, root: Path, target: Target2D, prior: FlowPrior, objective_name: ObjectiveName
-) -> Moved:
-    """Let an objective move free points for as many steps as the preset says."""
+    cfg: Study, root: Path, target: Target2D, prior: FlowPrior, pull: Pull
+) -> MovedPoints:
+    """Let an objective move free points for as many steps as the preset says; a killed run goes on.
+
+    Args:
+        cfg: Holds counts, steps and rate.
+        root: Of the workspace.
+        target: What the objective may draw from, and the NLL is of.
+        prior: The target's flow; it is moved to the session's device and stays there.
+        pull: The objective and its settings.
+    """
     scale = cfg.scale.points
-    plan = Plan(scale.steps, scale.log_steps, scale.checkpoint_steps, "fp32")
-    pull = cfg.align.model_dump() | {"objective": objective_name}
-    config = {"seed": cfg.seed, "target": target.name, **pull, **scale.model_dump()}
     looks = look_steps(scale.steps)
     nll = reference_nll(cfg, target)
-    with Session(
+    with open_session(
         "toy_points",
-        config=config,
-        inputs={"flow": prior_digest(prior)},
-        seed=cfg.seed,
-        plan=plan,
-        root=params.state_root(root),
+        cfg,
+        root,
+        config={"target": target.name, "align": pull.model_dump(), **scale.model_dump()},
+        plan=scale.plan,
+        inputs={"flow": weights_digest(prior)},
     ) as session:
         prior.to(session.device)
         free = FreePoints(scale.count, len(looks), session.generator(target.name, "points"))
         learner = session.learner("points", free, adam(scale.lr))
         objective = build_objective(
-            objective_name,
+            pull.objective,
             prior,
             target.sample,
-            num_draws=cfg.align.num_draws,
-            t_max=cfg.align.t_max,
+            num_draws=pull.num_draws,
+            t_max=pull.t_max,
+            options=pull.options,
         )
-        fake_flow = FakeFlow(
-            session, objective, num_updates=cfg.align.fake_updates, lr=cfg.align.fake_lr
-        )
+        fake_flow = FakeFlow(session, objective, num_updates=pull.fake_updates, lr=pull.fake_lr)
 
         def look(step: int) -> None:
-            index = looks.index(step)
             now = free.points.detach()
-            free.history[index] = now
-            losses = common_loss(prior, now, CURVE_DRAWS, cfg.seed)
+            free.history[looks.index(step)] = now
+            losses = common_loss(prior.velocity, now, CURVE_DRAWS, cfg.seed)
             row = {"alignment_loss": float(losses.mean()), "nll": float(nll(now.cpu()).mean())}
             session.record("points", step, row)
 
@@ -129,18 +115,14 @@ def move_points(
             codes = Codes(latents, latents, None)
             randomness = Draw(draw, scale.time_groups, session.share, session.gather)
             loss = objective(codes, randomness)
-            if loss.requires_grad:
+            if loss.requires_grad:  # `none` has no gradient
                 learner.update(loss)
             session.log(step, objective=loss, **fake_flow.follow(codes, step, randomness))
             if step + 1 in looks:
                 look(step + 1)
         session.tracker.finish({})
-        return Moved(
-            looks,
-            free.history.detach().cpu(),
-            session.curves["points"],
-            session.seconds / scale.steps,
-        )
+        history, curve = free.history.detach().cpu(), session.curves["points"]
+        return MovedPoints(looks, history, curve, session.seconds, session.began_at)
 
 
 def adam(lr: float) -> Optimizer:
@@ -162,75 +144,7 @@ def look_steps(num_steps: int) -> list[int]:
     return sorted({0, num_steps, *(int(step) for step in spaced.round().tolist())})
 
 
-def prior_digest(prior: FlowPrior) -> str:
-    """Fixes the flow's weights."""
-    from flowprior.core.io import digest
-
+def weights_digest(prior: FlowPrior) -> str:
+    """Sha256 of the flow's weights, equal for a flow that was just trained and one that was loaded."""
     state = prior.velocity.state_dict()
     return digest({name: tensor.cpu().numpy().tobytes().hex() for name, tensor in state.items()})
-
-
-@torch.no_grad()
-def common_loss(prior: FlowPrior, points: Tensor, num_draws: int, seed: int) -> Tensor:
-    """The alignment loss of each point, [n], with the same draws for all of them: a smooth function of the point."""
-    draw = rng.generator(seed, "common", num_draws)
-    noise = torch.randn(num_draws, 1, 2, generator=draw).to(points)
-    t = stratified_times(num_draws, torch.empty(()), draw).to(points)
-    parts = [
-        alignment_loss(
-            prior.velocity,
-            part.expand(num_draws, *part.shape),
-            noise.expand(num_draws, len(part), 2),
-            t,
-        ).mean(0)
-        for part in points.split(4096)
-    ]
-    return torch.cat(parts)
-
-
-class ReferenceNLL:
-    """Negative log-density of a target in nats: exact where there is a closed form, else of a kernel estimate."""
-
-    def __init__(self, target: Target2D, samples: Tensor, bandwidth: float) -> None:
-        self._target = target
-        self._samples = samples
-        self._bandwidth = bandwidth
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """For each of the points [n, 2]."""
-        if self._target.density is not None:
-            return -self._target.density.log_density(points)
-        return -kernel_log_density(points, self._samples, self._bandwidth)
-
-
-def reference_nll(cfg: Study, target: Target2D) -> ReferenceNLL:
-    """The density that a target's NLL is read from; the two kinds never meet in one figure."""
-    scale = cfg.scale.density
-    count = 0 if target.density is not None else scale.kde_samples
-    samples = target.sample(count, rng.generator(cfg.seed, target.name, "kde"))
-    return ReferenceNLL(target, samples, scale.bandwidth)
-
-
-def judge(cfg: Study, target: Target2D, points: Tensor) -> dict[str, float | int | str]:
-    """How the points compare with fresh samples of the target; whether they look collapsed."""
-    fresh, control = (
-        target.sample(len(points), rng.generator(cfg.seed, target.name, name))
-        for name in ("fresh", "control")
-    )
-    nll = reference_nll(cfg, target)
-    mean_nll, target_nll = float(nll(points).mean()), float(nll(fresh).mean())
-    report = match_report(
-        points.numpy(), fresh.numpy(), control.numpy(), seed=cfg.seed, k=NEIGHBOURS
-    )
-    signs = collapse_signs(report, mean_nll - target_nll)
-    metrics: dict[str, float | int | str] = {
-        **report,
-        "nll": mean_nll,
-        "nll_targets": target_nll,
-        "nll_gap": mean_nll - target_nll,
-        "density": "kde" if target.density is None else "exact",
-        "collapsed": int(bool(signs)),
-    }
-    if target.density is not None:
-        metrics |= mode_report(points, target.density.means, target.density.std)
-    return metrics

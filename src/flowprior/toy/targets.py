@@ -1,28 +1,23 @@
-"""The six two-dimensional targets of the toy study (Fig. 3, 5, 6; App. C.1, arXiv:2506.05240), and a kernel density."""
+"""The six two-dimensional targets of the toy study (Fig. 3, 5, 6; App. C.1, arXiv:2506.05240)."""
 
-import difflib
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowprior.core.registry import allowed
 from flowprior.toy.closed_forms import GaussianMixture
+from flowprior.toy.names import TARGETS, ExactTargetName, TargetName
 
-TargetName = Literal["mixture", "grid", "moons", "rings", "spiral", "swiss_roll"]
-TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 NOISE = 0.1
 """Standard deviation of what blurs the curves."""
 STD_NODES = 100_000
-KERNEL_BLOCK = 2**19
-"""Pairs of points and samples at once, 2 MiB: what stays in a core's cache is four times as fast."""
-
-NEGLIGIBLE = -80.0
-"""Nats below the nearest sample's share, where others stop: exp(-80) adds nothing, exp(-90) is slow (subnormal)."""
 
 Raw = Callable[[int, torch.Generator], Tensor]
+"""Draws so many samples [n, 2]."""
 
 
 class Target2D(NamedTuple):
@@ -45,6 +40,17 @@ class Target2D(NamedTuple):
         """Draw `n` samples, divided by `std`."""
         return self.raw(n, generator) / self.std
 
+    def exact_density(self) -> GaussianMixture:
+        """The density in closed form.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.density is None:
+            exact = ", ".join(get_args(ExactTargetName))
+            raise ValueError(f"{self.name} has no density in closed form; use one of {exact}")
+        return self.density
+
 
 def build_target(name: TargetName) -> Target2D:
     """The target of that name.
@@ -59,9 +65,7 @@ def build_target(name: TargetName) -> Target2D:
         places = torch.arange(4, dtype=torch.float64) - 1.5
         return _mixture(name, torch.cartesian_prod(places, places), 0.1)
     if name not in CURVES:
-        near = difflib.get_close_matches(str(name), TARGETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown target {name!r}; use one of {', '.join(TARGETS)}{hint}")
+        raise ValueError(f"unknown target {name!r}, {allowed(str(name), TARGETS)}")
     curve, noise = CURVES[name]
 
     def raw(n: int, generator: torch.Generator) -> Tensor:
@@ -69,39 +73,6 @@ def build_target(name: TargetName) -> Target2D:
         return noise(curve(where, which), generator)
 
     return Target2D(name, _curve_std(name), None, raw)
-
-
-def kernel_log_density(
-    points: Float[Tensor, "n 2"], samples: Float[Tensor, "m 2"], bandwidth: float = 0.1
-) -> Float[Tensor, " n"]:
-    """Log of a Gaussian kernel density estimate, in nats; Eq. (27), arXiv:2506.05240.
-
-    Nothing is added inside the logarithm, so far points have a very low density, not a floor.
-
-    Args:
-        points: Where to evaluate.
-        samples: Of the density.
-        bandwidth: Standard deviation of the kernel.
-
-    Raises:
-        ValueError: There are no samples, or the bandwidth is not positive.
-    """
-    if not len(samples) or not bandwidth > 0:
-        raise ValueError(
-            f"a kernel density needs samples and a positive bandwidth, found {len(samples)} and {bandwidth}"
-        )
-    centre = samples.mean(0)
-    x, y = (points - centre) / bandwidth, (samples - centre) / bandwidth
-    rows = max(1, KERNEL_BLOCK // len(samples))
-    half_norms = 0.5 * y.square().sum(-1)
-    parts = []
-    for part in x.split(rows):
-        exponents = part @ y.T - half_norms
-        largest = exponents.amax(-1, keepdim=True)
-        total = exponents.sub_(largest).clamp_(min=NEGLIGIBLE).exp_().sum(-1)
-        parts.append(largest.squeeze(-1) + total.log() - 0.5 * part.square().sum(-1))
-    found = torch.cat(parts) if parts else points.new_zeros(0)
-    return found - math.log(len(samples) * 2 * math.pi * bandwidth**2)
 
 
 def _mixture(name: TargetName, means: Tensor, std: float) -> Target2D:

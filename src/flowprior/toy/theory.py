@@ -1,49 +1,33 @@
 """How well do the losses rank the exact NLL? Does the paper's bound hold? How far is the flow from optimal?
 
-Usage   python stages/toy/theory.py <target with a closed form>
-Reads   data/toy/<target>/
-Writes  metrics/toy/theory_<target>.json          correlations with 95% CI by loss, region and velocity;
-                                                  Proposition 1; Assumption 1
-        metrics/figures/toy/theory_<target>.png
-
-Losses: `alignment` is L(y), Eq. (5); `alignment_minus_divergence` is L(y) - C(y), what Proposition 1
-bounds the NLL with, up to a constant; `weighted` is L(y) with w(t) = t / (1 - t). Regions: fresh
-target samples, the latents that the study left, and points spread evenly over the maps. Velocities:
-the closed form and the trained one. Noise and times are the nodes of a Gauss quadrature, the same for all points.
+Losses: `alignment` is L(y), Eq. (5), arXiv:2506.05240; `alignment_minus_divergence` is L(y) - C(y), what
+Proposition 1 bounds the NLL with, up to a constant; `weighted` is L(y) with w(t) = t / (1 - t). Regions: fresh
+target samples, the latents that the study left, and points spread evenly over the maps. Velocities: the closed form
+and the trained one. Noise and times are the nodes of a Gauss quadrature, the same for all points.
 """
 
-from flowprior.toy import config as study_params
-from flowprior.toy.config import ROOT, Study
-
-study_params.check(__name__)
-
-import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from study import SHOWN, grid_over, load_flow
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.core.io import load_tensors, write_json
-from flowprior.figures.plots import save_figure
-from flowprior.flow.likelihood import (
-    importance_times,
-    log_density,
-    path_divergence,
-    squared_error,
-)
+from flowprior.flow.likelihood import importance_times, path_divergence, squared_error
 from flowprior.flow.losses import Velocity
 from flowprior.flow.path import interpolate
 from flowprior.stats.correlation import correlations
 from flowprior.toy.closed_forms import GaussianMixture
-from flowprior.toy.figures import theory_figure
-from flowprior.toy.targets import Target2D, TargetName, build_target
+from flowprior.toy.config import Study
+from flowprior.toy.judging import Facts, with_interval
+from flowprior.toy.maps import grid_over, shown_samples
+from flowprior.toy.targets import Target2D
 
 LOSSES = ("alignment", "alignment_minus_divergence", "weighted")
 GAP_VECTORS = 20_000
+"""Draws of data, noise and time that the flow is compared with the optimal one on."""
 T_MAX = 0.95
 """Where the weight t / (1 - t) ends."""
 CHUNK = 250
@@ -52,62 +36,15 @@ SOLVER_TOLERANCE = 1e-3
 """Nats that the ODE solver may be off before a bound counts as violated."""
 
 
-def main(cfg: Study, root: Path, name: TargetName) -> None:
-    """Run the stage for one target."""
-    started = time.perf_counter()
-    target = build_target(name)
-    density = target.density
-    if density is None:
-        raise ValueError(f"{name} has no density in closed form")
-    trained = load_flow(root, name).velocity
-    velocities: dict[str, Velocity] = {"closed_form": density.velocity, "trained": trained}
-    metrics: dict[str, float | int | str] = {}
-    shown = {}
-    nodes = quadrature(cfg.scale.theory.times, cfg.scale.theory.noises)
-    for region, points in regions(cfg, root, target).items():
-        exact = -density.log_density(points)
-        for kind, velocity in velocities.items():
-            found = losses(velocity, points, nodes)
-            shown[region, kind] = (exact, found)
-            for loss in LOSSES:
-                pairs = correlations(found[loss].tolist(), exact.tolist(), cfg.seed)
-                for coefficient, value in pairs.items():
-                    key = f"{coefficient}_{loss}_{region}_{kind}"
-                    metrics |= {
-                        key: value.value,
-                        f"{key}_low": value.low,
-                        f"{key}_high": value.high,
-                    }
-            own = exact if kind == "closed_form" else -log_density(velocity, points)
-            excess = own - found["alignment_minus_divergence"]
-            metrics |= {
-                f"bound_above_density_share_{region}_{kind}": share(excess > SOLVER_TOLERANCE),
-                f"bound_above_density_most_nats_{region}_{kind}": float(excess.max()),
-            }
-    metrics |= flow_gap(trained, density, target, cfg.seed)
-    metrics |= {
-        "num_points": cfg.scale.theory.points,
-        "num_nodes": len(nodes.t),
-        "seed": cfg.seed,
-        "seconds": time.perf_counter() - started,
-    }
-    save_figure(
-        theory_figure(shown, LOSSES, metrics), root / f"metrics/figures/toy/theory_{name}.png"
-    )
-    write_json(root / f"metrics/toy/theory_{name}.json", metrics)
-
-
-def regions(cfg: Study, root: Path, target: Target2D) -> dict[str, Tensor]:
-    """Points of each region, [n, 2]."""
+def regions(cfg: Study, target: Target2D, latents: Float[Tensor, "m 2"]) -> dict[str, Tensor]:
+    """Points of each region, [n, 2]: of `targets`, the first `latents`, and `off_target`, evenly over the maps."""
     n = cfg.scale.theory.points
     draw = rng.generator(cfg.seed, "theory", target.name)
-    history = load_tensors(root / f"data/toy/{target.name}/points.safetensors")["history"]
-    data = target.sample(SHOWN, rng.generator(cfg.seed, target.name, "shown"))
-    (across, up), _ = grid_over(data, 2)
+    (across, up), _ = grid_over(shown_samples(cfg, target), 2)
     low, high = torch.stack([across, up], -1)
     return {
         "targets": target.sample(n, draw),
-        "latents": history[-1][:n],
+        "latents": latents[:n],
         "off_target": low + (high - low) * torch.rand(n, 2, generator=draw),
     }
 
@@ -131,7 +68,7 @@ class Quadrature(NamedTuple):
 
 
 def quadrature(num_times: int, num_noises: int) -> Quadrature:
-    """All pairs of so many times with so many squared noises."""
+    """All pairs of so many times with the square of so many noises."""
     x, of_noise = np.polynomial.hermite_e.hermegauss(num_noises)
     u, of_time = np.polynomial.legendre.leggauss(num_times)
     square = torch.from_numpy(np.stack(np.meshgrid(x, x), -1).reshape(-1, 2)).float()
@@ -148,18 +85,62 @@ def quadrature(num_times: int, num_noises: int) -> Quadrature:
     )
 
 
-def losses(velocity: Velocity, points: Tensor, nodes: Quadrature) -> dict[str, Tensor]:
-    """Each loss of each point in nats, summed over dims."""
-    found: dict[str, list[Tensor]] = {loss: [] for loss in LOSSES}
-    for part in points.split(CHUNK):
-        noise = nodes.noise.expand(-1, len(part), -1)
+def losses_of(
+    velocity: Velocity, points: Float[Tensor, "n 2"], nodes: Quadrature
+) -> dict[str, Tensor]:
+    """Each of `LOSSES` of each point, [n], in nats, summed over dims."""
+    parts: dict[str, list[Tensor]] = {loss: [] for loss in LOSSES}
+    for some in points.split(CHUNK):
+        noise = nodes.noise.expand(-1, len(some), -1)
         with torch.no_grad():
-            error = squared_error(velocity, part, noise, nodes.t, nodes.weights)
-            weighted = squared_error(velocity, part, noise, nodes.weighted_t, nodes.weighted)
-        divergence = path_divergence(velocity, part, noise, nodes.t, nodes.weights)
+            error = squared_error(velocity, some, noise, nodes.t, nodes.weights)
+            weighted = squared_error(velocity, some, noise, nodes.weighted_t, nodes.weighted)
+        divergence = path_divergence(velocity, some, noise, nodes.t, nodes.weights)
         for loss, values in zip(LOSSES, (error, error - divergence, weighted), strict=True):
-            found[loss].append(values)
-    return {loss: torch.cat(parts) for loss, parts in found.items()}
+            parts[loss].append(values)
+    return {loss: torch.cat(blocks) for loss, blocks in parts.items()}
+
+
+def ranking(
+    losses: Mapping[str, Tensor], exact_nll: Float[Tensor, " n"], where: str, seed: int
+) -> Facts:
+    """Does each loss rank the points as the exact NLL does?
+
+    Args:
+        losses: Of `losses_of`.
+        exact_nll: Of the same points.
+        where: Region and velocity, for the keys.
+        seed: Of the bootstrap.
+
+    Returns:
+        `<coefficient>_<loss>_<where>`, with `_low` and `_high`, its 95% interval.
+    """
+    facts: Facts = {}
+    for loss, values in losses.items():
+        pairs = correlations(values.tolist(), exact_nll.tolist(), seed)
+        for coefficient, interval in pairs.items():
+            facts |= with_interval(f"{coefficient}_{loss}_{where}", interval)
+    return facts
+
+
+def bound_violations(
+    bound: Float[Tensor, " n"], own_nll: Float[Tensor, " n"], where: str
+) -> dict[str, float]:
+    """Where does L(y) - C(y) say that a point is denser than it is under the flow itself (Proposition 1)?
+
+    Args:
+        bound: L(y) - C(y), nats.
+        own_nll: NLL under the flow whose loss that is, nats.
+        where: Region and velocity, for the keys.
+
+    Returns:
+        `bound_above_density_share_<where>`, of the points, and `bound_above_density_most_nats_<where>`.
+    """
+    excess = own_nll - bound
+    return {
+        f"bound_above_density_share_{where}": share(excess > SOLVER_TOLERANCE),
+        f"bound_above_density_most_nats_{where}": float(excess.max()),
+    }
 
 
 @torch.no_grad()
@@ -168,27 +149,25 @@ def flow_gap(
 ) -> dict[str, float]:
     """Assumption 1 in numbers, means over dims.
 
-    `irreducible_loss` is the flow matching loss of the optimal velocity (the assumption sets it to 0), `held_out_loss`
-    that of the trained one on the same draws, `velocity_gap` E (v - v*)^2, by which both differ in expectation.
+    Returns:
+        `irreducible_loss`, the flow matching loss of the optimal velocity (the assumption sets it to 0),
+        `held_out_loss`, that of the trained one on the same draws, and `velocity_gap`, E (v - v*)^2, by which
+        both differ in expectation.
     """
     draw = rng.generator(seed, "gap", target.name)
     data = target.sample(GAP_VECTORS, draw)
     noise = torch.randn(GAP_VECTORS, 2, generator=draw)
     t = torch.rand(GAP_VECTORS, generator=draw)
     x_t = interpolate(noise, data, t)
-    ours, optimal = velocity(x_t, t), density.velocity(x_t, t)
+    trained, optimal = velocity(x_t, t), density.velocity(x_t, t)
     straight = data - noise
     return {
         "irreducible_loss": float((optimal - straight).square().mean()),
-        "held_out_loss": float((ours - straight).square().mean()),
-        "velocity_gap": float((ours - optimal).square().mean()),
+        "held_out_loss": float((trained - straight).square().mean()),
+        "velocity_gap": float((trained - optimal).square().mean()),
     }
 
 
-def share(flags: Tensor) -> float:
-    """Of the flags that are set."""
+def share(flags: Bool[Tensor, " n"]) -> float:
+    """Of the flags, those that are set."""
     return float(flags.double().mean())
-
-
-if __name__ == "__main__":
-    main(study_params.load_study(), ROOT, study_params.argument("exact"))
