@@ -1,18 +1,15 @@
 """A project to run commands in, and what runs them."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.testing import CliRunner
 
 from flowprior.cli.app import app
 
 from ..costs.project import write_project
-
-Run = Callable[..., str]
 
 
 @pytest.fixture
@@ -24,7 +21,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def invoke(*arguments: str) -> Result:
+def invoke(*arguments: str) -> Any:
     """Run `flowprior` with arguments, in this process."""
     return CliRunner().invoke(app, list(arguments))
 

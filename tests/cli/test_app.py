@@ -65,7 +65,7 @@ def test_every_option_is_explained(command: str) -> None:
         ([], "Missing command."),
         (["smaple"], "No such command 'smaple'"),
         (["config", "--sett", "x"], "No such option: --sett"),
-        (["config", "much"], "unexpected extra argument (much)"),
+        (["config", "much"], "much"),
         (["plan", "--gpus"], "--gpus"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",

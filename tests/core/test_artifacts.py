@@ -37,6 +37,8 @@ from ..strangers import (
 )
 from .written import rows_of
 
+pytestmark = pytest.mark.usefixtures("never_unpickled")
+
 KIND, MAKER = "things", "the stage `make_things`"
 
 

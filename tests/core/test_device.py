@@ -30,7 +30,10 @@ out.write_text(json.dumps({"found": found, "mine": mine}))
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+SLOW = pytest.mark.slow  # each rank imports torch
+
+
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_pieces_are_computed_once_and_the_first_rank_has_them_in_order(
     tmp_path: Path, ranks: int
 ) -> None:

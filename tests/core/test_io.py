@@ -34,6 +34,8 @@ from flowprior.evaluation.npz import NpzImages
 
 from ..strangers import CHANGES, EDITS, FUZZ, changed, edited, frugal, no_hang, outcome
 
+pytestmark = pytest.mark.usefixtures("never_unpickled")
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e9, 1e9) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

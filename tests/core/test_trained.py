@@ -19,6 +19,8 @@ from flowprior.core.trained import Trained, load_trained, save_trained
 from ..strangers import EDITS, FUZZ, edited, no_hang, same_or_refused
 from .test_shards import MAKER
 
+pytestmark = pytest.mark.usefixtures("never_unpickled")
+
 KIND = "toy"
 MADE_BY = "the stage `train_toy`"
 CONFIG = {"shape": {"width": 3, "depth": 1}, "mean": [0.1, 1 / 3], "std": 1e-7}

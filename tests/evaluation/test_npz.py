@@ -20,6 +20,8 @@ from flowprior.evaluation.npz import NpzImages, write_npz
 
 from ..strangers import CHANGES, FUZZ, PICKLE, changed, frugal, no_hang, outcome
 
+pytestmark = pytest.mark.usefixtures("never_unpickled")
+
 
 def images(n: int, channels: int = 3, size: int = 4) -> Tensor:
     """Fixed random bytes."""

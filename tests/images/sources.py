@@ -12,15 +12,11 @@ from hypothesis import settings
 from PIL import Image
 
 from flowprior.images.opening import open_images
-from flowprior.images.sets import SPLITS, ImageSet, Source, Split
+from flowprior.images.sets import SPLITS, ImageSet, Split
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=50)
-
-
 SIZE = 8
-
-
-SOURCES: tuple[Source, Source] = ("imagefolder", "webdataset")
+SOURCES: tuple[str, str] = ("imagefolder", "webdataset")
 
 
 def grey(value: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
@@ -63,14 +59,14 @@ def write_shards(
     return root
 
 
-def write_source(source: Source, root: Path, per_class: int = 10, first: int = 0) -> Path:
+def write_source(source: str, root: Path, per_class: int = 10, first: int = 0) -> Path:
     """Three classes, grey value = first + class * per_class + i."""
     if source == "imagefolder":
         return write_tree(root, ["ant", "bee", "cat"], per_class, first)
     return write_shards(root, 3, per_class, first)
 
 
-def open_both(source: Source, path: Path | None, split_seed: int = 0) -> dict[Split, ImageSet]:
+def open_both(source: str, path: Path | None, split_seed: int = 0) -> dict[Split, ImageSet]:
     """Both splits."""
     return {
         split: open_images(
@@ -98,7 +94,7 @@ def write_tar(root: Path, members: dict[str, bytes]) -> Path:
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
 
 
-def tree_with_damage(root: Path, source: Source) -> Path:
+def tree_with_damage(root: Path, source: str) -> Path:
     """Two classes of ten images; the fourth of the first class is not one."""
     if source == "imagefolder":
         write_tree(root, ["ant", "bee"], 10)

@@ -18,7 +18,6 @@ from flowprior.images.decoding import decode
 from flowprior.images.digits import Digits
 from flowprior.images.folder import ImageFolder
 from flowprior.images.opening import open_images
-from flowprior.images.sets import Source
 from flowprior.images.shards import WebShards
 
 from ..strangers import CHANGES, FUZZ, changed, frugal, outcome, picture
@@ -34,6 +33,8 @@ from .sources import (
     write_tar,
     write_tree,
 )
+
+pytestmark = pytest.mark.usefixtures("never_unpickled")
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, -1.0), (255, 1.0), (51, -0.6)])
@@ -102,7 +103,7 @@ def test_an_image_spoilt_inside_is_an_error_that_names_the_file(content: bytes) 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_damaged_image_gives_its_place_to_the_next_of_its_class(
-    tmp_path: Path, source: Source
+    tmp_path: Path, source: str
 ) -> None:
     """The label stays right, the others are what they are, one warning tells, and the count is kept."""
     root = tree_with_damage(tmp_path / "root", source)
@@ -124,9 +125,7 @@ def test_a_damaged_image_gives_its_place_to_the_next_of_its_class(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_more_damage_than_allowed_is_an_error_that_counts_it(
-    tmp_path: Path, source: Source
-) -> None:
+def test_more_damage_than_allowed_is_an_error_that_counts_it(tmp_path: Path, source: str) -> None:
     root = tree_with_damage(tmp_path / "root", source)
     images = open_images(source, "train", split_seed=1, size=SIZE, path=str(root), max_corrupt=0.01)
     with pytest.raises(ValueError, match=r"1 of 16 images are damaged.*images\.max_corrupt 0\.01"):

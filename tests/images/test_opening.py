@@ -1,19 +1,21 @@
 """What every source of images promises, opened by its name."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from flowprior.images.opening import open_images
-from flowprior.images.sets import SPLITS, Source, Split
+from flowprior.images.opening import open_both_splits, open_images
+from flowprior.images.sets import SPLITS, ImageSet, Split
 
 from .sources import SIZE, SOURCES, open_both, value_of, values, write_source
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_image_of_a_source_is_in_one_split_with_its_class(
-    tmp_path: Path, source: Source
+    tmp_path: Path, source: str
 ) -> None:
     """Thirty images of three classes: six are held out, two of each; grey values tell which are which."""
     splits = open_both(source, write_source(source, tmp_path / "root"))
@@ -26,7 +28,7 @@ def test_every_image_of_a_source_is_in_one_split_with_its_class(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_images_are_rgb_float32_in_minus_one_to_one(tmp_path: Path, source: Source) -> None:
+def test_images_are_rgb_float32_in_minus_one_to_one(tmp_path: Path, source: str) -> None:
     """By index in the order asked for, from a list, a range or a tensor."""
     images = open_both(source, write_source(source, tmp_path / "root"))["train"]
     batch = images.images([3, 0, 3])
@@ -38,7 +40,7 @@ def test_images_are_rgb_float32_in_minus_one_to_one(tmp_path: Path, source: Sour
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_digest_fixes_which_images_a_split_holds(tmp_path: Path, source: Source) -> None:
+def test_the_digest_fixes_which_images_a_split_holds(tmp_path: Path, source: str) -> None:
     """Equal for a second opening and a copy elsewhere; other splits, split seeds and sizes differ."""
     root = write_source(source, tmp_path / "root")
     copy = write_source(source, tmp_path / "copy")
@@ -53,9 +55,7 @@ def test_the_digest_fixes_which_images_a_split_holds(tmp_path: Path, source: Sou
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("held_out", ["val", "validation"])
-def test_a_source_that_comes_split_stays_split(
-    tmp_path: Path, source: Source, held_out: str
-) -> None:
+def test_a_source_that_comes_split_stays_split(tmp_path: Path, source: str, held_out: str) -> None:
     """Subfolders `train` and `val` (or `validation`) are the splits, whole, whatever the split seed."""
     write_source(source, tmp_path / "train")
     write_source(source, tmp_path / held_out, per_class=2, first=100)
@@ -69,7 +69,7 @@ def test_a_source_that_comes_split_stays_split(
 @pytest.mark.parametrize("source", ["imagefolder", "webdataset"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_training_folder_without_a_validation_folder_is_an_error(
-    tmp_path: Path, source: Source, split: Split
+    tmp_path: Path, source: str, split: Split
 ) -> None:
     """Else images of the training folder would be validated on, or the root split anew."""
     write_source(source, tmp_path / "train")
@@ -78,9 +78,7 @@ def test_a_training_folder_without_a_validation_folder_is_an_error(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_too_small_to_hold_anything_out_is_an_error(
-    tmp_path: Path, source: Source
-) -> None:
+def test_a_source_too_small_to_hold_anything_out_is_an_error(tmp_path: Path, source: str) -> None:
     """Two images a class leave the validation split empty; training still works."""
     root = write_source(source, tmp_path / "root", per_class=2)
     assert len(open_images(source, "train", split_seed=0, size=SIZE, path=str(root))) == 6
@@ -89,7 +87,7 @@ def test_a_source_too_small_to_hold_anything_out_is_an_error(
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_path_is_needed_and_must_be_a_directory(tmp_path: Path, source: Source) -> None:
+def test_a_path_is_needed_and_must_be_a_directory(tmp_path: Path, source: str) -> None:
     """Both messages name the parameter."""
     with pytest.raises(ValueError, match=f"images.source '{source}' needs images.path"):
         open_images(source, "train", split_seed=0, size=SIZE)
@@ -98,7 +96,63 @@ def test_a_path_is_needed_and_must_be_a_directory(tmp_path: Path, source: Source
             open_images(source, "train", split_seed=0, size=SIZE, path=str(path))
 
 
-def test_an_unknown_source_is_an_error(tmp_path: Path) -> None:
-    """Refused by the function, or before it by the type checker where that is installed."""
-    with pytest.raises((ValueError, TypeError)):
-        open_images("cifar", "train", split_seed=0, size=SIZE, path=str(tmp_path))  # type: ignore[arg-type]
+def test_an_unknown_source_is_an_error_that_names_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'imagefoldr', allowed: .* did you mean 'imagefolder'\?"):
+        open_images("imagefoldr", "train", split_seed=0, size=SIZE, path=str(tmp_path))
+
+
+PLUGIN = """
+import torch
+from flowprior.images.sets import split_rows
+
+class Stripes:
+    num_classes = 2
+    corrupt = {}
+
+    def __init__(self, split, *, size, split_seed, path, max_corrupt, count):
+        labels = torch.arange(count) % 2
+        self.rows = split_rows(labels, split, split_seed)
+        self.labels, self.digest, self.size = labels[self.rows], f"stripes {split}", size
+
+    def __len__(self):
+        return len(self.rows)
+
+    def images(self, rows, crops=None):
+        shade = self.rows[torch.as_tensor(rows)].float() / 100 - 1
+        return shade.view(-1, 1, 1, 1).expand(-1, 3, self.size, self.size)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name of a source of one's own, in the repository that is the working directory."""
+    (tmp_path / "plugins/images").mkdir(parents=True)
+    (tmp_path / "plugins/images/stripes.py").write_text(PLUGIN)
+    for mark in ("dvc.yaml", "params.yaml"):
+        (tmp_path / mark).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    yield "plugins.images.stripes:Stripes"
+    for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
+        del sys.modules[name]
+
+
+def test_a_source_of_ones_own_is_opened_by_its_name_with_its_options(plugin: str) -> None:
+    """Without an edit of the package; both splits keep what every source promises."""
+    train, held_out = open_both_splits(
+        {"source": plugin, "split_seed": 0, "size": 4, "options": {"count": 50}}
+    )
+    assert isinstance(train, ImageSet)
+    assert (len(train), len(held_out)) == (40, 10)
+    found = {
+        round(float(one.images([row]).mean() * 100 + 100))
+        for one in (train, held_out)
+        for row in range(len(one))
+    }
+    assert found == set(range(50))
+    assert train.images([0, 1]).shape == (2, 3, 4, 4)
+
+
+def test_options_that_a_source_of_ones_own_does_not_take_are_an_error(plugin: str) -> None:
+    with pytest.raises(TypeError, match="colour"):
+        open_images(plugin, "train", split_seed=0, size=4, options={"count": 50, "colour": "red"})

@@ -12,11 +12,13 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowprior.data import images as images_module
+from flowprior.images.decoding import MAX_IMAGE_BYTES
 from flowprior.images.shards import WebShards
 
 from ..strangers import CHANGES, FUZZ, changed, frugal, mended, outcome, picture
 from .sources import SIZE, grey, png, write_tar
+
+pytestmark = pytest.mark.usefixtures("never_unpickled")
 
 
 def test_a_folder_without_shards_is_an_error(tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_an_image_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     images = WebShards(tmp_path, "train", 0, 8)
     with frugal(), pytest.raises(ValueError, match=f"an image of {2**33} bytes"):
         images.images([0])
-    assert images_module.MAX_IMAGE_BYTES < 2**33
+    assert MAX_IMAGE_BYTES < 2**33
 
 
 def test_members_with_paths_out_of_the_folder_are_names_and_no_more(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from flowprior.prior.flow_prior import FlowPrior
 
 from ..strangers import EDITS, FUZZ, copied, edited, no_hang, replace, same_or_refused
 
+pytestmark = pytest.mark.usefixtures("never_unpickled")
+
 
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:

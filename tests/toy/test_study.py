@@ -1,52 +1,37 @@
-"""The 2-D study: its parameters, its pipeline file, and every script on the smoke preset."""
+"""Every script of the 2-D study on the smoke preset, and what it leaves."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import compare
-import gallery
 import pytest
-import theory
-import yaml
+import torch
 
-import study
-from flowprior.config.messages import ParamsError, parse_as
-from flowprior.config.yaml12 import read_yaml
-from flowprior.toy.config import Study
-from flowprior.toy.maps import load_flow
-from flowprior.toy.points import common_loss, look_steps
-from tests.pipeline.closure import ROOT, plugin_rooms, rooms
+from flowprior.core.io import load_tensors
+from flowprior.prior.flow_prior import FlowPrior
+from flowprior.toy.maps import common_loss
+from flowprior.toy.theory import LOSSES
 
-FOLDER = ROOT / "stages/toy"
-PIPELINE = yaml.safe_load((FOLDER / "dvc.yaml").read_text(encoding="utf-8"))
-STAGES = PIPELINE["stages"]
-TREE = read_yaml(FOLDER / "params.yaml")
+from .committed import study as committed_study
+from .scripts import load_script
+
+SMOKE = committed_study("preset", "smoke")
+REGIONS = ("targets", "latents", "off_target")
+study, theory, compare, gallery = map(load_script, ("study", "theory", "compare", "gallery"))
 
 
-def changed(key: str, value: object) -> dict:
-    """The committed parameters with one value replaced."""
-    tree = read_yaml(FOLDER / "params.yaml")
-    node = tree
-    *above, last = key.split(".")
-    for part in above:
-        node = node[part]
-    node[last] = value
-    return tree
-
-
-SMOKE = parse_as(Study, changed("preset", "smoke"))
+def alone(patch: pytest.MonkeyPatch) -> None:
+    """No tracking, and checkpoints in the workspace itself."""
+    patch.setenv("FLOWPRIOR_MLFLOW", "off")
+    for name in ("DVC_ROOT", "FLOWPRIOR_HOME"):
+        patch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root in which all scripts have run on the smoke preset."""
     root = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWPRIOR_MLFLOW", "off")
-        patch.delenv("DVC_ROOT", raising=False)
+        alone(patch)
         for target in SMOKE.targets:
             study.main(SMOKE, root, target)
         for target in SMOKE.exact:
@@ -57,97 +42,26 @@ def workspace(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("targets", ["mixture", "grid", "moon"], ["targets.2", "moon", "moons"]),
-        ("objectives", ["dmdd"], ["objectives.0", "dmdd", "dmd"]),
-        ("align.objective", "flow", ["align.objective", "flow_prior"]),
-        ("align.t_max", 1.0, ["align.t_max", "1"]),
-        ("align.t_max", 0.0, ["align.t_max", "0"]),
-        ("align.num_drws", 1, ["align.num_drws", "num_draws"]),
-        ("preset", "paperr", ["preset", "paper"]),
-        ("presets.cpu.points.count", 10, ["too few", "neighbours"]),
-        ("presets.cpu.points.time_groups", 7, ["must divide", "count"]),
-        ("presets.cpu.density.bandwidth", 0.0, ["bandwidth"]),
-        ("targets", ["grid"], ["targets must hold mixture"]),
-    ],
-)
-def test_a_mistake_is_named_with_what_is_allowed(key: str, value: object, says: list[str]) -> None:
-    with pytest.raises(ParamsError) as error:
-        parse_as(Study, changed(key, value))
-    for part in says:
-        assert part in str(error.value)
-
-
-def test_a_script_without_its_argument_says_what_it_takes() -> None:
-    done = subprocess.run(
-        [sys.executable, FOLDER / "study.py", "moonz"],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "mixture, grid, moons" in done.stderr
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_the_rooms_that_a_script_imports(stage: str) -> None:
-    script = f"stages/toy/{stage}.py"
-    wanted = {script, *(f"src/flowprior/{room}" for room in rooms(ROOT / script))}
-    wanted |= {f"plugins/{room}" for room in plugin_rooms(ROOT / script)}
-    code = {dep for dep in STAGES[stage]["deps"] if not dep.startswith(("data/", "metrics/"))}
-    assert code == wanted
-
-
-@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
-def test_a_script_is_read_on_one_screen(script: Path) -> None:
-    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_tracked_parameters_are_in_the_file(stage: str) -> None:
-    ((file, keys),) = STAGES[stage]["params"][0].items()
-    assert ROOT / file == FOLDER / "params.yaml"
-    for key in keys:
-        node = TREE
-        for part in key.replace("${preset}", "cpu").split("."):
-            node = node[part]
-
-
-def test_the_matrices_are_the_lists_of_the_parameters() -> None:
-    matrices = {stage: facts.get("matrix") for stage, facts in STAGES.items()}
-    assert matrices == {
-        "study": {"target": "${targets}"},
-        "theory": {"target": "${exact}"},
-        "compare": {"objective": "${objectives}"},
-        "gallery": None,
-    }
-
-
-def test_the_committed_lock_has_every_item_of_the_matrices() -> None:
-    lock = yaml.safe_load((FOLDER / "dvc.lock").read_text(encoding="utf-8"))["stages"]
-    assert len(lock) == len(TREE["targets"]) + len(TREE["exact"]) + len(TREE["objectives"]) + 1
-
-
-def test_looks_are_from_the_start_to_the_end_and_dense_at_the_start() -> None:
-    steps = look_steps(1000)
-    assert steps[0] == 0
-    assert steps[-1] == 1000
-    assert steps == sorted(set(steps))
-    assert steps[1] == 1
-    assert look_steps(1) == [0, 1]
-
-
 def test_every_script_leaves_flat_metrics(workspace: Path) -> None:
-    found = sorted((workspace / "metrics/toy").rglob("*.json"))
-    assert len(found) == len(SMOKE.targets) + len(SMOKE.exact) + len(SMOKE.objectives)
-    for path in found:
+    paths = sorted((workspace / "metrics/toy").rglob("*.json"))
+    assert len(paths) == len(SMOKE.targets) + len(SMOKE.exact) + len(SMOKE.objectives)
+    for path in paths:
         metrics = json.loads(path.read_text())
         assert all(isinstance(value, int | float | str) for value in metrics.values()), path
         assert metrics["seed"] == 0
+
+
+def test_costs_lie_apart_from_the_metrics(workspace: Path) -> None:
+    """In a file of the same name, which git ignores."""
+    metrics, costs = workspace / "metrics/toy", workspace / "metrics/costs/toy"
+    names = {path.relative_to(metrics) for path in metrics.rglob("*.json")}
+    assert {path.relative_to(costs) for path in costs.rglob("*.json")} == names
+    for name in names:
+        spent = json.loads((costs / name).read_text())
+        assert spent["seconds"] > 0
+        assert spent["peak_memory_mib"] > 0
+        assert spent["machine"]["cores"] >= 1
+        assert not {"seconds", "machine"} & json.loads((metrics / name).read_text()).keys()
 
 
 def test_exact_densities_and_kernel_estimates_are_told_apart(workspace: Path) -> None:
@@ -160,8 +74,8 @@ def test_exact_densities_and_kernel_estimates_are_told_apart(workspace: Path) ->
 def test_theory_reports_each_loss_in_each_region_for_both_velocities(workspace: Path) -> None:
     metrics = json.loads((workspace / "metrics/toy/theory_mixture.json").read_text())
     for coefficient in ("spearman", "pearson"):
-        for loss in theory.LOSSES:
-            for region in ("targets", "latents", "off_target"):
+        for loss in LOSSES:
+            for region in REGIONS:
                 for velocity in ("closed_form", "trained"):
                     key = f"{coefficient}_{loss}_{region}_{velocity}"
                     assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
@@ -173,14 +87,25 @@ def test_theory_reports_each_loss_in_each_region_for_both_velocities(workspace: 
     assert metrics["held_out_loss"] > metrics["irreducible_loss"] > 0.5
 
 
-def test_nothing_moves_points_without_an_objective(workspace: Path) -> None:
-    from flowprior.core.io import load_tensors
+def test_theory_needs_a_density_in_closed_form(workspace: Path) -> None:
+    with pytest.raises(ValueError, match=r"moons has no density in closed form; use one of mix"):
+        theory.main(SMOKE, workspace, "moons")
 
+
+def test_nothing_moves_points_without_an_objective(workspace: Path) -> None:
     history = load_tensors(workspace / "data/toy/objectives/none.safetensors")["history"]
     assert (history == history[0]).all()
     moved = load_tensors(workspace / "data/toy/objectives/dmd.safetensors")["history"]
     assert (moved[0] == history[0]).all()
     assert (moved[-1] != history[0]).any()
+
+
+def test_the_studys_objective_does_what_it_does_in_the_comparison(workspace: Path) -> None:
+    """A flow that was trained just now and one that was loaded pull alike."""
+    of_study = load_tensors(workspace / "data/toy/mixture/points.safetensors")
+    compared = load_tensors(workspace / f"data/toy/objectives/{SMOKE.align.objective}.safetensors")
+    assert torch.equal(of_study["history"], compared["history"])
+    assert torch.equal(of_study["steps"], compared["steps"])
 
 
 def test_every_picture_is_drawn(workspace: Path) -> None:
@@ -194,13 +119,13 @@ def test_every_picture_is_drawn(workspace: Path) -> None:
 
 
 def test_a_second_run_gives_the_same_bytes(workspace: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("FLOWPRIOR_MLFLOW", "off")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
+    alone(monkeypatch)
     study.main(SMOKE, tmp_path, "mixture")
     for name in (
         "data/toy/mixture/points.safetensors",
         "data/toy/mixture/flow_prior/velocity.safetensors",
         "metrics/toy/mixture.csv",
+        "metrics/toy/mixture.json",
         "metrics/figures/toy/mixture.png",
     ):
         assert (tmp_path / name).read_bytes() == (workspace / name).read_bytes()
@@ -208,11 +133,56 @@ def test_a_second_run_gives_the_same_bytes(workspace: Path, tmp_path: Path, monk
 
 def test_loss_maps_are_smooth_because_the_draws_are_common(workspace: Path) -> None:
     """Neighbouring points of a fine line differ by less than independent draws would make them."""
-    import torch
-
-    prior = load_flow(workspace, "mixture")
+    velocity = FlowPrior.load(workspace / "data/toy/mixture/flow_prior").velocity
     line = torch.stack([torch.linspace(0, 0.1, 200), torch.zeros(200)], -1)
-    losses = common_loss(prior, line, 16, 0)
+    losses = common_loss(velocity, line, 16, 0)
     assert losses.diff().abs().max() < 0.01
-    independent = torch.stack([common_loss(prior, line[:1], 16, seed)[0] for seed in range(20)])
+    independent = torch.stack([common_loss(velocity, line[:1], 16, seed)[0] for seed in range(20)])
     assert independent.std() > 5 * losses.diff().abs().max()
+
+
+OWN = '''
+"""An objective of one's own: the points are drawn to a place."""
+
+
+class Towards:
+    """Squared distance to a place."""
+
+    def __init__(self, place):
+        self.place = place
+
+    @classmethod
+    def build(cls, material, place=0.0):
+        """Where to."""
+        return cls(place)
+
+    def __call__(self, codes, draw):
+        return (codes.latents - self.place).square().mean()
+'''
+
+
+def test_an_objective_of_ones_own_is_studied_and_compared(tmp_path: Path, monkeypatch) -> None:
+    alone(monkeypatch)
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "plugins/alignment").mkdir(parents=True)
+    (tmp_path / "plugins/alignment/towards.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    name = "plugins.alignment.towards:Towards"
+    cfg = SMOKE.model_copy(
+        update={
+            "align": SMOKE.align.model_copy(update={"objective": name, "options": {"place": 9.0}}),
+            "objectives": [name],
+        }
+    )
+    study.main(cfg, tmp_path, "mixture")
+    compare.main(cfg, tmp_path, name)
+    gallery.main(cfg, tmp_path)
+    ends = [
+        load_tensors(tmp_path / f"data/toy/{path}.safetensors")["history"][-1].mean()
+        for path in ("mixture/points", f"objectives/{name}")
+    ]
+    starts = load_tensors(tmp_path / "data/toy/mixture/points.safetensors")["history"][0].mean()
+    assert ends[0] > starts  # the study takes the options
+    assert abs(ends[0] - ends[1]) > 0.1  # the comparison does without
+    assert json.loads((tmp_path / "metrics/toy/mixture.json").read_text())["objective"] == name

@@ -1,4 +1,4 @@
-"""The six targets in the plane, against their definitions, and the kernel density against what it estimates."""
+"""The six targets in the plane, against their definitions."""
 
 import inspect
 import math
@@ -10,9 +10,8 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.flow import toy2d
-from flowprior.toy.closed_forms import GaussianMixture
-from flowprior.toy.targets import TARGETS, Target2D, build_target, kernel_log_density
+from flowprior.toy.names import TARGETS
+from flowprior.toy.targets import CURVES, Target2D, build_target
 
 MANY = 200_000
 
@@ -74,7 +73,7 @@ def test_every_mode_gets_its_share(name: str) -> None:
 
 def test_curves_lie_where_they_are_defined() -> None:
     """Within six standard deviations of the noise, 0.1, in raw coordinates; and they fill what they should."""
-    raw = {name: samples(build_target(name)) * build_target(name).std for name in toy2d.CURVES}
+    raw = {name: samples(build_target(name)) * build_target(name).std for name in CURVES}
     radius = raw["rings"].norm(dim=-1)
     nearest = (radius[:, None] - torch.tensor([4, 8, 12]) / 3).abs().min(1)
     assert nearest.values.max() < 0.6
@@ -105,48 +104,7 @@ def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:
         inspect.unwrap(build_target)("moon")
 
 
-# --- the kernel density ---------------------------------------------------------------------------------
-
-
-def test_the_kernel_density_of_one_sample_is_a_gaussian() -> None:
-    """-|x - y|^2 / 2 h^2 - log(2 pi h^2)."""
-    points = torch.tensor([[0.0, 0.0], [0.3, -0.4]])
-    found = kernel_log_density(points, torch.zeros(1, 2), 0.5)
-    constant = -math.log(2 * math.pi * 0.25)
-    assert found.tolist() == pytest.approx([constant, constant - 0.5])
-
-
-def test_the_kernel_density_is_that_of_the_blurred_target() -> None:
-    """The mean of the estimate is the target's density blurred by h, which for a mixture is a mixture."""
-    target = build_target("mixture")
-    assert target.density is not None
-    means, std, weights = target.density.means, target.density.std, target.density.weights
-    blurred = GaussianMixture(means, math.hypot(std, 0.1), weights)
-    points = samples(target, 200, seed=1)
-    found = kernel_log_density(points, samples(target), 0.1)
-    # At the least dense of these points about a thousand samples are within h: 3% each.
-    assert (found - blurred.log_density(points)).abs().max() < 0.15
-
-
-def test_blocks_do_not_change_the_kernel_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = build_target("spiral")
-    points, other = samples(target, 37).double(), samples(target, 500, seed=1).double()
-    whole = kernel_log_density(points, other)
-    monkeypatch.setattr(toy2d, "KERNEL_BLOCK", 1)
-    torch.testing.assert_close(kernel_log_density(points, other), whole)
-
-
-def test_far_points_have_no_floor() -> None:
-    """Twenty away the logarithm is about -20^2 / 2 h^2, not that of some small constant."""
-    far = kernel_log_density(torch.tensor([[20.0, 0.0]]), torch.zeros(3, 2), 0.1)
-    assert far.item() == pytest.approx(-20_000 - math.log(2 * math.pi * 0.01))
-
-
-def test_no_points_have_no_densities() -> None:
-    assert kernel_log_density(torch.zeros(0, 2), torch.zeros(3, 2)).shape == (0,)
-
-
-@pytest.mark.parametrize(("count", "bandwidth"), [(0, 0.1), (3, 0.0), (3, -1.0), (3, math.nan)])
-def test_no_samples_or_no_bandwidth_are_refused(count: int, bandwidth: float) -> None:
-    with pytest.raises(ValueError, match="needs samples and a positive bandwidth"):
-        kernel_log_density(torch.zeros(2, 2), torch.zeros(count, 2), bandwidth)
+def test_only_a_mixture_has_a_density_in_closed_form() -> None:
+    assert len(build_target("grid").exact_density().means) == 16
+    with pytest.raises(ValueError, match=r"spiral has no density .*; use one of mixture, grid"):
+        build_target("spiral").exact_density()

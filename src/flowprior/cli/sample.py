@@ -23,7 +23,7 @@ def sample(
     ],
     out: Annotated[Path, typer.Option(help="Picture to write, .png or the like.")],
     num: Annotated[int, whole_number(1, "Images of every class.")] = 16,
-    guidance: Annotated[float, number(1, "Scale of the guidance; 1 is none.")] = 1.0,
+    guidance: Annotated[float, number(1.0, "Scale of the guidance; 1 is none.")] = 1.0,
     data: Annotated[Path, typer.Option(help="The folder with autoencoder/ and mar/.")] = Path(
         "data"
     ),

@@ -1,6 +1,6 @@
 """Registries: names of one kind of thing, each with the place where it is defined; nothing is imported to list them.
 
-A room's registry stands in its `config.py`, so that parameters are checked before torch is imported. What is new
+A room's registries stand in its `names.py`, so that parameters are checked before torch is imported. What is new
 takes a file and a line there; a user's own takes a file `plugins/<room>/<module>.py` and is named
 `plugins.<room>.<module>:<name>`, without an edit of this package.
 """
@@ -54,7 +54,8 @@ class Registry:
         """What the name stands for.
 
         Raises:
-            ValueError: The name is unknown, or the plugin cannot be imported.
+            ValueError: The name is unknown, or a module of that name elsewhere hides the plugin.
+            Exception: Whatever importing a plugin raises.
         """
         if name in self.homes:
             module, _, attribute = self.homes[name].partition(":")
@@ -113,7 +114,7 @@ def _top_level_names(path: Path) -> set[str]:
     """What a module defines, read without running it."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
         raise ValueError(f"{path} cannot be read as Python: {error}") from None
     names: set[str] = set()
     for node in tree.body:
@@ -121,6 +122,8 @@ def _top_level_names(path: Path) -> set[str]:
             names.add(node.name)
         elif isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
         elif isinstance(node, ast.ImportFrom | ast.Import):
             names |= {alias.asname or alias.name for alias in node.names}
     return names

@@ -1,6 +1,6 @@
 """The two digits networks that ship with the package, checked before they are used.
 
-`digits/networks.json` says what they are, how well they classify, and which training split they
+`digits_weights/networks.json` says what they are, how well they classify, and which training split they
 saw; `flowprior.encoders.train_shipped` writes it and the weights.
 """
 

@@ -1,8 +1,8 @@
 """Train the two digits networks that ship with the package; not a stage of the pipeline.
 
 Reads   scikit-learn's digits, the training split (the validation split for the final accuracy only)
-Writes  src/flowprior/data/digits/{semantic,evaluation}.safetensors
-        src/flowprior/data/digits/networks.json, last
+Writes  src/flowprior/encoders/digits_weights/{semantic,evaluation}.safetensors
+        src/flowprior/encoders/digits_weights/networks.json, last
 
 Each network is trained twice from the same start: first without a tenth of the training split, to
 choose the number of epochs there, then on the whole training split for that many.

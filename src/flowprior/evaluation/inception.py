@@ -245,6 +245,6 @@ def _downloaded() -> Path:
             raise ValueError(
                 f"the Inception weights are not at {path}, and {url} cannot be had ({error}); "
                 "download them elsewhere and name the file in evaluation.weights, or set "
-                "evaluation.extractor to none"
+                "evaluation.judge to none"
             ) from None
     return path

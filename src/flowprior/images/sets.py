@@ -1,6 +1,6 @@
 """What a set of images is: one split of a source, which never moves with a run's seed.
 
-Images are float32 [c, h, w] in [-1, 1]. The sources stand beside this module, their names in `config.py`.
+Images are float32 [c, h, w] in [-1, 1]. The sources stand beside this module, their names in `names.py`.
 """
 
 from collections.abc import Iterator, Sequence

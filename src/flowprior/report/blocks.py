@@ -13,8 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowprior.config.yaml12 import read_yaml
 from flowprior.core.registry import allowed
 from flowprior.core.root import find_root
+from flowprior.experiments.claims import summary
+from flowprior.experiments.tables_file import TABLES_FILE
+from flowprior.report.contents import plus_minus
 from flowprior.report.page import ENVIRONMENT, TEMPLATES
 
 BLOCK = re.compile(r"<!-- ([\w-]+)(?:: (.+?))? -->\n.*?<!-- /\1 -->", re.DOTALL)
@@ -44,6 +48,8 @@ def updated(text: str, root: Path) -> str:
             argument=argument,
             metrics=metrics,
             over_seeds=over_seeds,
+            mean_std=lambda values, digits: plus_minus(summary(values), digits),
+            paper=read_yaml(root / TABLES_FILE)["paper"],
             report_table=lambda title: report_table(root, title),
         )
         mark = f"{name}: {argument}" if argument else name

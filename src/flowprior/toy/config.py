@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -57,7 +57,7 @@ class Points(Section):
     checkpoint_steps: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _counts_fit(self) -> Self:
+    def _counts_fit(self) -> "Points":
         if self.count < 4 * (NEIGHBOURS + 1):
             raise ValueError(
                 f"points.count ({self.count}) is too few for neighbours with k = {NEIGHBOURS}; "
@@ -122,7 +122,7 @@ class Study(Section):
     presets: dict[str, Scale]
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _parts_fit(self) -> "Study":
         if self.preset not in self.presets:
             raise ValueError(f"preset: found {self.preset!r}, {allowed(self.preset, self.presets)}")
         if not {"mixture", *self.exact} <= set(self.targets):
@@ -163,7 +163,7 @@ def check_study(
 
 
 def argument(choices: Literal["targets", "exact", "objectives"]) -> Any:
-    """The script's one argument, a name of that list in the parameters; anything else ends the script with a message."""
+    """The script's one argument, a name of that list in the parameters; anything else ends it with a message."""
     names = getattr(load_study(), choices)
     script = Path(sys.argv[0]).name
     if len(sys.argv) != 2:
