@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,27 @@ def test_the_digest_of_a_plugin_is_of_its_file_wherever_parameters_name_it(folde
 def test_choices_are_sorted_and_a_hint_needs_likeness() -> None:
     assert allowed("b", ["bb", "aa"]) == "allowed: aa, bb; did you mean 'bb'?"
     assert allowed("x", ["bb", "aa"]) == "allowed: aa, bb"
+
+
+REGISTRIES = {
+    f"{room}: {registry.kind}": registry
+    for room in (
+        "alignment",
+        "autoencoder",
+        "encoders",
+        "evaluation",
+        "features",
+        "generators",
+        "images",
+    )
+    for registry in vars(import_module(f"flowprior.{room}.names")).values()
+    if isinstance(registry, Registry)
+}
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_all_that_the_package_names_is_defined_where_it_says(name: str) -> None:
+    registry = REGISTRIES[name]
+    assert name.startswith(f"{registry.room}: ")
+    for each in registry:
+        assert callable(registry.load(each)), each

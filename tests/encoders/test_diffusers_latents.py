@@ -188,7 +188,7 @@ def test_the_default_has_32_channels_in_8_x_8_places_of_256_pixels() -> None:
     """DC-AE f32c32 with the sizes of its published config, on the meta device."""
     from diffusers import AutoencoderDC
 
-    from flowprior.data import encoders
+    from flowprior.encoders import diffusers_latents
 
     with torch.device("meta"):
         network = AutoencoderDC(
@@ -204,7 +204,7 @@ def test_the_default_has_32_channels_in_8_x_8_places_of_256_pixels() -> None:
             downsample_block_type="Conv",
         )
         with torch.no_grad():
-            tokens = encoders._Latents(network, 32)(torch.empty(2, 3, 256, 256))
+            tokens = diffusers_latents._Latents(network, 32)(torch.empty(2, 3, 256, 256))
     assert tokens.shape == (2, 64, 32)
 
 

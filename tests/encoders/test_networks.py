@@ -1,4 +1,4 @@
-"""Patch tokens and trained transformers: real architectures, narrowed and with random weights, in folders of the real formats."""
+"""Patch tokens: real architectures, narrowed and with random weights, in folders of the real formats."""
 
 import os
 import subprocess

@@ -13,7 +13,12 @@ from flowprior.core.io import (
     save_tensors,
     write_json,
 )
-from flowprior.encoders.shipped import DIGITS_DIR, check_split, load_digits_network
+from flowprior.encoders.shipped import (
+    DIGITS_DIR,
+    check_split,
+    load_digits_network,
+    open_digits_encoder,
+)
 from flowprior.images.digits import Digits
 
 NETWORKS = ("semantic", "evaluation")
@@ -106,7 +111,9 @@ def test_a_flipped_bit_in_the_weights_is_found(which, copy):
 
 def test_missing_weights_name_the_script_that_makes_them(copy):
     (copy / "semantic.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"does not exist; run `python stages/digits"):
+    with pytest.raises(
+        ArtifactError, match=r"does not exist; run `python -m flowprior\.encoders\.train_shipped`"
+    ):
         load_digits_network("semantic", directory=copy)
 
 
@@ -141,7 +148,23 @@ def test_the_split_of_the_networks_is_accepted():
 @pytest.mark.parametrize("which", NETWORKS)
 def test_another_split_is_refused_with_the_way_out(which):
     other = Digits("train", FACTS["split_seed"] + 1)
-    with pytest.raises(ValueError, match=r"train_networks\.py --split-seed N") as error:
+    with pytest.raises(
+        ValueError, match=r"python -m flowprior\.encoders\.train_shipped --split-seed N"
+    ) as error:
         load_digits_network(which, train_digest=other.digest)
     assert other.digest in str(error.value)
     assert FACTS["train_digest"] in str(error.value)
+
+
+def test_the_encoder_of_digits_gives_the_semantic_networks_tokens(images):
+    encoder = open_digits_encoder(size=8, device=torch.device("cpu"))
+    expected = load_digits_network("semantic").features(images)
+    assert torch.equal(encoder(images), expected)
+    assert encoder.dim == expected.shape[-1]
+    assert encoder.digest == FACTS["networks"]["semantic"]["sha256"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny", 8), (None, 16)])
+def test_the_encoder_of_digits_is_one_network_for_one_size(name, size):
+    with pytest.raises(ValueError, match=r"prior\.encoder digits is one network for 8 x 8 digits"):
+        open_digits_encoder(name, size=size, device=torch.device("cpu"))

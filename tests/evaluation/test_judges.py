@@ -9,17 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowprior.config import params
 from flowprior.core import rng
+from flowprior.evaluation.config import Evaluation
 from flowprior.evaluation.inception import Inception
-from flowprior.evaluation.judge import Unjudged
+from flowprior.evaluation.judge import Material, Unjudged, open_judge
 from flowprior.evaluation.npz import write_npz
 from flowprior.evaluation.on_inception import OnInception
 from flowprior.evaluation.reference import Reference, open_reference
-from flowprior.images.opening import open_images
+from flowprior.images.opening import open_both_splits
 from flowprior.images.pixels import from_uint8
-
-from .test_params import changed
 
 SIZE = 4
 HELD_OUT = 9
@@ -174,29 +172,35 @@ def test_nothing_that_judges_still_lets_the_images_be_made() -> None:
     assert set(Unjudged().facts.values()) == {None}
 
 
-def cfg(**evaluation: str | None) -> params.Params:
-    """Parameters for images of one's own, 8 x 8."""
-    tree = changed("prior.source", "gaussian")
-    tree["images"] |= {"source": "imagefolder", "path": "images"}
-    tree["evaluation"] |= evaluation
-    return params.parse(tree)
+def material(tmp_path: Path, images: Any, size: int, **evaluation: str | None) -> Material:
+    """What a judge is built from."""
+    section = {"judge": "none", "weights": None, "reference": None} | evaluation
+    return Material(
+        train=images[0],
+        held_out=images[1],
+        size=size,
+        batch=4,
+        evaluation=Evaluation(**section),
+        reference=None,
+        cache=tmp_path,
+        device=torch.device("cpu"),
+    )
 
 
 def test_which_network_judges_follows_from_the_parameters(
     tmp_path: Path, inception_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = HeldOut(), HeldOut(), 4, tmp_path, torch.device("cpu")
-    assert isinstance(open_evaluator(cfg(extractor="none"), *here), Unjudged)
-    digits = [
-        open_images("digits", split, split_seed=0, size=8) for split in ("train", "validation")
-    ]
-    found = open_evaluator(params.parse(changed("seed", 1)), *digits, *here[2:])
-    assert found.facts["extractor"] == "digits"
-    assert found.facts["num_real"] == 359
-    assert len(str(found.facts["extractor_sha256"])) == 64
+    own = HeldOut(), HeldOut()
+    assert isinstance(open_judge(material(tmp_path, own, SIZE, judge="none")), Unjudged)
+    digits = open_both_splits({"source": "digits", "split_seed": 0, "size": 8})
+    judge = open_judge(material(tmp_path, digits, 8, judge="digits"))
+    assert judge.facts["extractor"] == "digits"
+    assert judge.facts["num_real"] == 359
+    assert len(str(judge.facts["extractor_sha256"])) == 64
     monkeypatch.setattr(Inception, "__call__", lambda self, images: Network()(images))
-    found = open_evaluator(cfg(weights=str(inception_weights)), *here)
-    assert found.facts["extractor"] == "inception-v3-compat"
+    weights = str(inception_weights)
+    judge = open_judge(material(tmp_path, own, SIZE, judge="inception", weights=weights))
+    assert judge.facts["extractor"] == "inception-v3-compat"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from flowprior.experiments.campaign import Outcome, run_all, run_one
 from flowprior.experiments.collect import collect, dvc_experiments
 from flowprior.experiments.listing import Experiment
 from flowprior.experiments.results import load_all
-from flowprior.experiments.runner import tools
+from flowprior.experiments.runner import WORKERS, tools
 from flowprior.experiments.slurm import slurm_script
 from flowprior.experiments.status import missing
 
@@ -135,7 +135,7 @@ def test_what_is_stopped_goes_on_from_its_checkpoints(copied: Path) -> None:
         process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=90)[0]
     assert process.returncode == 130, said
-    assert at_work_below(copied) == []
+    assert at_work_below(copied / WORKERS) == []
     assert clones(copied) == []
     assert "kl-s7" not in load_all(copied)
     assert "train_ae" not in run_one(copied, named(copied, "kl-s7")).ran

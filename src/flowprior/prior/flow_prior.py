@@ -33,10 +33,9 @@ MADE_BY = "the stage `train_flow` or `FlowPrior.save`"
 class FlowPrior(nn.Module):
     """A flow from N(0, I) to projected target features, with its parameters frozen.
 
-    It is a module without anything to learn: move it with `.to(device)`, leave it out of the
-        optimiser. Latents may have any leading
-    shape, `[..., d]`, and live in the space of the projected features. Works under autocast, DDP
-    and torch.compile.
+    It is a module without anything to learn: move it with `.to(device)`, leave it out of the optimiser. Latents may
+    have any leading shape, `[..., d]`, and live in the space of the projected features. Works under autocast, DDP and
+    torch.compile.
 
     Args:
         velocity: The trained field.

@@ -32,7 +32,7 @@ SHOWN_LOOKS = 6
 
 
 def study_figure(
-    shown: TargetMap, losses: Tensor, points: Tensor, curve: Sequence[dict[str, float]]
+    shown: TargetMap, losses: Tensor, points: Tensor, curve: Sequence[Mapping[str, float | int]]
 ) -> Figure:
     """NLL map with the points, loss map with the data, both over the steps (Fig. 3, arXiv:2506.05240).
 

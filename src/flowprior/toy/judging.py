@@ -1,6 +1,6 @@
 """What the study's metrics say of points that were moved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,7 +51,7 @@ def judge_points(cfg: Study, target: Target2D, points: Float[Tensor, "n 2"]) -> 
     return facts
 
 
-def loss_against_nll(curve: Sequence[dict[str, float]], seed: int) -> Facts:
+def loss_against_nll(curve: Sequence[Mapping[str, float | int]], seed: int) -> Facts:
     """Does the alignment loss fall as the NLL does? Pearson's and Spearman's coefficients over the looks.
 
     Args:
