@@ -105,7 +105,10 @@ def inline_settings() -> Iterator[str]:
 SETTINGS = sorted(
     {
         f"{key}={value}"
-        for setting in (*(one for command in SHOWN for one in settings(command)), *inline_settings())
+        for setting in (
+            *(one for command in SHOWN for one in settings(command)),
+            *inline_settings(),
+        )
         for key, _, values in [setting.partition("=")]
         for value in values.split(",")
         if value not in ("photos", "...")
@@ -258,7 +261,9 @@ def test_the_text_below_the_theory_has_its_numbers() -> None:
     assert f"at {share:.0f}% of target samples" in page
     nats = found["bound_above_density_most_nats_targets_closed_form"]
     assert f"by up to {nats:.1f} nats" in page
-    losses = f"{found['irreducible_loss']:.3f} per dim, the trained one {found['held_out_loss']:.3f}"
+    losses = (
+        f"{found['irreducible_loss']:.3f} per dim, the trained one {found['held_out_loss']:.3f}"
+    )
     assert losses in page
 
 

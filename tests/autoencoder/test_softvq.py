@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowprior.autoencoder import softvq
 from flowprior.autoencoder.softvq import SoftVQBottleneck, entropy_loss
 from flowprior.core import rng
 from flowprior.core.codes import Codes
-from flowprior.models import softvq
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=25)
 LIKE = torch.zeros(1, dtype=torch.float64)

@@ -21,7 +21,7 @@ from flowprior.core import rng
 from flowprior.core.root import find_root
 from flowprior.evaluation.digits import OnDigits
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.generation.sampler import Sampler, quickened
+from flowprior.generation.sampler import Sampler
 from flowprior.images.opening import open_images
 from flowprior.mar.model import MAR
 from flowprior.mar.schedules import mask_schedule
@@ -96,7 +96,7 @@ def test_mar_sample(compared, device: torch.device, size: str, guidance: float) 
     mar = untrained(shape, device).requires_grad_(False)
     labels = torch.arange(images, device=device) % shape.num_classes
     gpu = device.type == "cuda"
-    quick = quickened(deepcopy(mar), "bf16" if gpu else "fp32", compile=gpu)
+    quick = deepcopy(mar).ready_to_sample("bf16" if gpu else "fp32", compile=gpu)
 
     def ours(model: MAR) -> Tensor:
         with autocast(device):

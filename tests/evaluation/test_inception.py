@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowprior.core import rng
+from flowprior.evaluation import inception
 from flowprior.evaluation.fidelity import NEIGHBOURS
 from flowprior.evaluation.inception import (
     EXTRACTOR,
@@ -25,7 +26,6 @@ from flowprior.evaluation.inception import (
     inception_metrics,
     published,
 )
-from flowprior.metrics import inception
 
 from ..conftest import write_inception_weights
 

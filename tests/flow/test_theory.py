@@ -17,8 +17,7 @@ from flowprior.flow.likelihood import (
     squared_error,
 )
 from flowprior.toy.closed_forms import gaussian_alignment_loss, gaussian_velocity
-
-from .test_gaussian import five_modes
+from tests.toy.test_closed_forms import five_modes
 
 NUM_DRAWS = 2048
 

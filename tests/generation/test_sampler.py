@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.core import rng
-from flowprior.generation.sampler import quickened
 from flowprior.mar.model import MAR
 from flowprior.mar.shape import MARShape
 
@@ -40,7 +39,7 @@ def sample(mar: MAR, bf16: bool = False, **settings: Any) -> Tensor:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_weights_that_are_cast_once_change_nothing(mar: MAR, settings: dict[str, Any]) -> None:
     wanted = sample(mar, bf16=True, **settings)
-    ready = quickened(deepcopy(mar), "bf16")
+    ready = deepcopy(mar).ready_to_sample("bf16")
     assert ready.input.weight.dtype == torch.bfloat16
     assert ready.encoder_positions.dtype == torch.float32
     assert torch.equal(sample(ready, bf16=True, **settings), wanted)
@@ -49,7 +48,7 @@ def test_weights_that_are_cast_once_change_nothing(mar: MAR, settings: dict[str,
 def test_compiled_are_the_blocks_and_the_head(mar: MAR, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-    ready = quickened(deepcopy(mar), "fp32", compile=True)
+    ready = deepcopy(mar).ready_to_sample("fp32", compile=True)
     assert [type(module).__name__ for module in compiled] == ["Block", "Block", "VelocityMLP"]
     assert torch.equal(sample(ready), sample(mar))
 
@@ -61,6 +60,6 @@ def test_replayed_heads_give_the_same(mar: MAR, settings: dict[str, Any], bf16: 
     """Twice, in autocasts of their own."""
     mar.to("cuda")
     draws = partial(sample, bf16=bf16, **settings)
-    ready = quickened(deepcopy(mar), "bf16" if bf16 else "fp32")
+    ready = deepcopy(mar).ready_to_sample("bf16" if bf16 else "fp32")
     for _ in range(2):
         assert torch.equal(draws(ready), draws(mar))

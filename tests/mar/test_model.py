@@ -17,11 +17,11 @@ from flowprior.core import rng
 from flowprior.core.optim import adamw
 from flowprior.flow.ode import integrate
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.mar import model as mar_module
 from flowprior.mar.masking import MaskedBatch, draw_masking, draw_num_masked, draw_orders
 from flowprior.mar.model import MAR
 from flowprior.mar.schedules import guided_spans, head_schedule, mask_schedule
 from flowprior.mar.shape import MARShape
-from flowprior.models import mar as mar_module
 
 from ..stages.closure import ROOT
 

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 from mlflow import MlflowClient
 
-from flowprior.cli.command import main
+from flowprior.cli.app import main
 from flowprior.core.io import digest
 from flowprior.ops.machine import machine
 from flowprior.ops.tracking import BATCH, EXPERIMENT, KEPT, Tracker, flatten

@@ -18,8 +18,8 @@ import psutil  # DVC needs it
 import pytest
 import yaml
 
-from flowprior.core.artifacts import STALE_SECONDS, atomic_dir
-from flowprior.core.io import write_atomic
+from flowprior.core.artifacts import atomic_dir
+from flowprior.core.io import STALE_SECONDS, write_atomic
 from flowprior.core.locks import hold
 from flowprior.training.checkpoints import FINISHED_KEPT, forget_finished
 from flowprior.training.session import Session

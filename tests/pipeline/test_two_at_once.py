@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from flowprior.experiments.results import dvc_experiments
+from flowprior.experiments.collect import dvc_experiments
 from flowprior.ops.tracking import EXPERIMENT
 
 from .workspace import BIN, STAGES, clone, configure, hashes, run, stages_run

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from flowprior.core import rng
 from flowprior.core.rng import Draw
+from flowprior.reconstruction import terms as image_losses
 from flowprior.reconstruction.adversarial import HEALTH
 from flowprior.reconstruction.discriminator import Discriminator, FrozenFeatures
 from flowprior.reconstruction.perceptual import Perceptual
 from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, PerceptualTerm
-from flowprior.training import image_losses
 from flowprior.training.plan import Plan
 from flowprior.training.session import Session
-
-from .test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
+from tests.training.test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
 
 PLAN = Plan(num_steps=8, log_steps=2, checkpoint_steps=3, precision="fp32")
 OFF = PerceptualTerm(0.0, 0, True), AdversarialTerm(0.0, 0, 0.001, 4.0, "tiny", True, 0.01)

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from numpy import ndarray
 from scipy import stats
 
-from flowprior.metrics import coverage as module
+from flowprior.stats import clouds as module
 from flowprior.stats.clouds import Coverage
 from flowprior.stats.coverage import (
     coverage_of,
@@ -425,7 +425,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_matrix_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many rows as fit, and every one of them once."""
     monkeypatch.setattr(module, "BLOCK_VALUES", 100)
-    pieces = list(module._distances(normal(31, 2), normal(17, 2, 1)))
+    pieces = list(module.distance_blocks(normal(31, 2), normal(17, 2, 1)))
     assert max(distances.size for _, distances in pieces) <= 100
     assert sum(len(distances) for _, distances in pieces) == 31
 
