@@ -17,7 +17,7 @@ from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
 from flowprior.training.plan import Plan
 from flowprior.training.session import Session
-from tests.training.test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
+from tests.training.runs import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
 
 PLAN = Plan(num_steps=9, log_steps=3, checkpoint_steps=2, precision="fp32")
 ROWS, TOKENS, DIM = 8, 3, 2

@@ -11,7 +11,7 @@ from flowprior.config.presets import resolve
 from flowprior.config.schema import Params
 from flowprior.config.yaml12 import read_yaml
 from flowprior.costs.facts import assumed
-from flowprior.costs.stages import count
+from flowprior.costs.stages import STAGES, count
 from flowprior.costs.work import Work
 from flowprior.experiments.listing import with_settings
 
@@ -51,12 +51,4 @@ def imagenet(changed: Changed) -> dict[str, Work]:
     """The plan of the paper's sizes, by stage."""
     cfg = changed("imagenet", {})
     facts = assumed(cfg)
-    stages = (
-        "extract_features",
-        "train_flow",
-        "train_ae",
-        "encode_latents",
-        "train_mar",
-        "sample_eval",
-    )
-    return {stage: count(stage, cfg, facts) for stage in stages}
+    return {stage: count(stage, cfg, facts) for stage in STAGES}

@@ -152,6 +152,7 @@ def test_machines_exchange_experiments_through_remotes(copied: Path, tmp_path: P
     run_git(tmp_path, "clone", "-q", "--bare", str(copied), "origin.git")
     run_git(copied, "remote", "add", "origin", str(tmp_path / "origin.git"))
     run_git(copied, "fetch", "-q", "origin")
+    shutil.rmtree(copied / "metrics/experiments")
     todo = missing(copied, only="kl")
     assert [one.name for one in todo] == ["kl-s5"]
     job = tmp_path / "job.sh"

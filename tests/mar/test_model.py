@@ -22,8 +22,7 @@ from flowprior.mar.masking import MaskedBatch, draw_masking, draw_num_masked, dr
 from flowprior.mar.model import MAR
 from flowprior.mar.schedules import guided_spans, head_schedule, mask_schedule
 from flowprior.mar.shape import MARShape
-
-from ..stages.closure import ROOT
+from tests.pipeline.closure import ROOT
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 N, D, CLASSES = 7, 3, 4

@@ -18,7 +18,7 @@ from flowprior.reconstruction.perceptual import Perceptual
 from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, PerceptualTerm
 from flowprior.training.plan import Plan
 from flowprior.training.session import Session
-from tests.training.test_session import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
+from tests.training.runs import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
 
 PLAN = Plan(num_steps=8, log_steps=2, checkpoint_steps=3, precision="fp32")
 OFF = PerceptualTerm(0.0, 0, True), AdversarialTerm(0.0, 0, 0.001, 4.0, "tiny", True, 0.01)

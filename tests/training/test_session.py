@@ -1,8 +1,6 @@
-"""A session that was interrupted, damaged, or shared ends as one that was not; and what it says on the way."""
+"""A session that was interrupted or shared ends as one that was not; and what it says on the way."""
 
 import os
-import pickle
-import shutil
 import subprocess
 import sys
 import threading
@@ -10,141 +8,38 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from flowprior.core import rng
-from flowprior.core.optim import ema_decay
+from flowprior.core.io import read_json
 from flowprior.training import session as session_module
-from flowprior.training.checkpoints import FINISHED_KEPT
-from flowprior.training.plan import NonFiniteError, Optimizer, Plan
+from flowprior.training.plan import NonFiniteError, OtherCodeError
 from flowprior.training.session import Session, hold
 
-STEPS = 11
-PLAN = Plan(num_steps=STEPS, log_steps=4, checkpoint_steps=3, precision="fp32")
-"""Rows end after steps 4, 8 and 11, checkpoints after 3, 6, 9 and 11: a resumed row has parts of two runs."""
-
-OPTIMIZER = Optimizer(
-    lr=0.1,
-    warmup_steps=3,
-    schedule="cosine",
-    beta2=0.95,
-    weight_decay=0.1,
-    max_grad_norm=1.0,
-    ema_decay=0.5,
+from .runs import (
+    OPTIMIZER,
+    PLACES,
+    PLAN,
+    STEPS,
+    Outcome,
+    assert_same,
+    open_session,
+    quiet,  # noqa: F401
+    train,
 )
-CONFIG = {"width": 3}
-PLACES = ("before the update", "before the log", "after the log")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet() -> Iterator[None]:
-    """No tracking, no GPU (on which results are not bit-identical), and accelerate's global state as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWPRIOR_MLFLOW", "off")
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        reset()
-        yield
-    reset()
-
-
-def reset() -> None:
-    """Forget accelerate's state, which else keeps the precision of the first session of a process."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-class Outcome(NamedTuple):
-    """What a run leaves."""
-
-    state: dict[str, Any]
-    curves: dict[str, list[dict[str, float]]]
-    steps: list[int]
-    started_at_step: int
-    folder: Path
-
-
-def open_session(root: Path, stage: str = "toy", **changes: Any) -> Session:
-    """A session of the tests; `changes` are to its arguments."""
-    arguments: dict[str, Any] = {"config": CONFIG, "inputs": {"data": "d"}, "seed": 0, "plan": PLAN}
-    return Session(stage, root=root, **arguments | changes)
-
-
-def train(
-    root: Path,
-    kill: int | None = None,
-    place: str = PLACES[0],
-    poison: int | None = None,
-    **changes: Any,
-) -> Outcome:
-    """Fit a line, with a second curve every other step; interrupted or poisoned at a step if asked for."""
-
-    def maybe_kill(step: int, here: str) -> None:
-        if step == kill and place == here:
-            raise KeyboardInterrupt
-
-    with open_session(root, **changes) as session:
-        with rng.scoped(session.seed, "init"):
-            module = nn.Linear(3, 1)
-        learner = session.learner("line", module, OPTIMIZER)
-        steps = []
-        for step in session.steps():
-            steps.append(step)
-            draw = session.generator("step", step)
-            x = torch.randn(8, 3, generator=draw)
-            loss = (learner.module(session.share(x)) - x.sum(-1, keepdim=True)).square().mean()
-            if step == poison:
-                loss = loss * torch.nan
-            maybe_kill(step, PLACES[0])
-            norm = learner.update(loss)
-            maybe_kill(step, PLACES[1])
-            session.log(step, loss=loss, grad_norm=norm)
-            if step % 2:
-                session.record("looks", step + 1, {"bias": float(learner.averaged.bias)})
-            maybe_kill(step, PLACES[2])
-        return Outcome(
-            learner.state(), session.curves, steps, session.started_at_step, session.folder
-        )
-
-
-def assert_equal(one: Any, two: Any, where: str = "state") -> None:
-    """Nested containers are the same, tensors to the bit."""
-    if isinstance(one, Tensor):
-        assert isinstance(two, Tensor), where
-        assert one.dtype == two.dtype, where
-        assert torch.equal(one, two), where
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys(), where
-        for key in one:
-            assert_equal(one[key], two[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(two), where
-        for i, (a, b) in enumerate(zip(one, two, strict=True)):
-            assert_equal(a, b, f"{where}[{i}]")
-    else:
-        assert one == two, where
-
-
-def assert_same(one: Outcome, two: Outcome) -> None:
-    """Two runs ended alike: weights, averages, optimiser, schedule and curves."""
-    assert_equal(one.state, two.state)
-    assert one.curves == two.curves
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What a run ends with that nobody disturbs."""
     return train(tmp_path_factory.mktemp("undisturbed"))
-
-
-# --- a run by itself --------------------------------------------------------------------------------
 
 
 def test_a_run_takes_every_step_once_and_learns(undisturbed: Outcome) -> None:
@@ -191,74 +86,6 @@ def test_generators_differ_by_stage_seed_and_tag(tmp_path: Path) -> None:
     draw = torch.rand(4, generator=one)
     assert torch.equal(torch.rand(4, generator=again), draw)
     assert not any(torch.equal(torch.rand(4, generator=other), draw) for other in others)
-
-
-def test_the_average_follows_the_weights_by_the_ramped_decay(tmp_path: Path) -> None:
-    """Replayed by hand: the first update copies, the others keep the share `ema_decay` of what was."""
-    with open_session(tmp_path) as session:
-        learner = session.learner("line", nn.Linear(3, 1), OPTIMIZER)
-        average = None
-        for step in session.steps():
-            x = torch.randn(8, 3, generator=session.generator(step))
-            learner.update(learner.module(x).square().mean())
-            weight = learner.module.weight.detach()
-            if average is None:
-                average = weight.clone()
-            else:
-                average += (1 - ema_decay(step, OPTIMIZER.ema_decay)) * (weight - average)
-    assert not any(p.requires_grad for p in learner.averaged.parameters())
-    torch.testing.assert_close(learner.averaged.weight, average, rtol=1e-5, atol=1e-7)
-
-
-def test_the_rate_warms_up_and_comes_down(tmp_path: Path) -> None:
-    """To its peak after the warm-up and to a tenth of it at the end."""
-    with open_session(tmp_path) as session:
-        learner = session.learner("line", nn.Linear(3, 1), OPTIMIZER)
-        rates = []
-        for _ in session.steps():
-            rates.append(learner.learning_rate)
-            learner.update(learner.module(torch.ones(1, 3)).square().mean())
-    assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert learner.learning_rate == pytest.approx(0.01)
-
-
-def test_gradients_are_clipped_and_the_norm_before_is_returned(tmp_path: Path) -> None:
-    """A loss a thousand times as large has a norm a thousand times as large and moves the weights alike."""
-    moved, norms = [], []
-    for factor in (1e3, 1e6):
-        with open_session(tmp_path / str(factor)) as session:
-            module = nn.Linear(3, 1)
-            nn.init.ones_(module.weight)
-            learner = session.learner("line", module, OPTIMIZER)
-            norms.append(learner.update(factor * learner.module(torch.ones(1, 3)).sum()))
-            moved.append(learner.module.weight.detach().clone())
-    assert norms[1].item() == pytest.approx(1e3 * norms[0].item())
-    assert norms[0].item() == pytest.approx(1e3 * 2)
-    torch.testing.assert_close(moved[0], moved[1])
-
-
-def test_bf16_autocasts_the_module_and_keeps_float32_weights(tmp_path: Path) -> None:
-    """By the plan alone; losses of the outputs are float32 again."""
-    reset()
-    try:
-        with open_session(tmp_path, plan=PLAN._replace(precision="bf16")) as session:
-            learner = session.learner("line", nn.Linear(3, 1), OPTIMIZER)
-            seen = []
-            hook: Any = lambda module, inputs, output: seen.append(output.dtype)  # noqa: E731
-            learner.module.register_forward_hook(hook)
-            output = learner.module(torch.ones(1, 3))
-            with session.autocast():
-                inside = torch.ones(2, 2) @ torch.ones(2, 2)
-            learner.update(output.square().mean())
-            assert inside.dtype == torch.bfloat16
-            assert output.dtype == torch.float32
-            assert learner.module.weight.dtype == torch.float32
-    finally:
-        reset()
-
-
-# --- in parts ---------------------------------------------------------------------------------------
 
 
 def train_in_parts(root: Path, accumulate: int, kill: int | None = None) -> Outcome:
@@ -316,17 +143,6 @@ def test_a_value_that_begins_later_is_a_mean_of_what_there_is(tmp_path: Path) ->
     assert session.curves["train"][0] == {"step": 4, "late": 2.5, "always": 1.0}
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_a_compiled_module_trains_and_keeps_its_names(tmp_path: Path, undisturbed: Outcome) -> None:
-    """Parameters are called what they are called; the run ends near one that is not compiled."""
-    found = train(tmp_path, plan=PLAN._replace(compile=True))
-    assert found.state["module"].keys() == undisturbed.state["module"].keys()
-    torch.testing.assert_close(found.state["module"], undisturbed.state["module"])
-
-
-# --- interrupted ------------------------------------------------------------------------------------
-
-
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(
     kills=st.lists(
@@ -349,30 +165,6 @@ def test_a_run_interrupted_anywhere_and_started_again_ends_as_one_that_was_not(
         assert outcome.started_at_step == last
         assert outcome.steps == list(range(last, STEPS))
         assert_same(outcome, undisturbed)
-
-
-@pytest.mark.parametrize("save", [1, 2, 4])
-def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Outcome, save: int
-) -> None:
-    """Half a checkpoint is never read: it takes its name only when it is whole."""
-    calls = []
-    honest = torch.save
-
-    def interrupted(state: Any, path: Path) -> None:
-        calls.append(path)
-        honest(state, path)
-        if len(calls) == save:
-            os.truncate(path, path.stat().st_size // 2)
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path)
-    outcome = train(tmp_path)
-    assert outcome.started_at_step == PLAN.checkpoint_steps * (save - 1)
-    assert_same(outcome, undisturbed)
 
 
 def test_a_resumed_run_says_where_it_goes_on(
@@ -442,136 +234,6 @@ def test_another_key_never_sees_the_checkpoint(
     assert_same(outcome, undisturbed)
 
 
-def test_other_code_never_sees_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hash of what is loaded of flowprior, and of the script, is part of the key."""
-    first = open_session(tmp_path).folder
-    assert open_session(tmp_path).folder == first
-    changed = tmp_path / "losses.py"
-    changed.write_text("# another version\n")
-    module = sys.modules["flowprior.core.optim"]
-    monkeypatch.setattr(module, "__file__", str(changed))
-    assert open_session(tmp_path).folder != first
-
-
-# --- damaged checkpoints ----------------------------------------------------------------------------
-
-
-class Bomb:
-    """Executes a command where it is unpickled: it makes a folder."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
-def damage(state: Path, kind: str, marker: Path) -> None:
-    """Spoil a checkpoint."""
-    content = state.read_bytes()
-    if kind == "empty":
-        state.write_bytes(b"")
-    elif kind == "truncated":
-        state.write_bytes(content[: len(content) // 2])
-    elif kind == "one byte short":
-        state.write_bytes(content[:-1])
-    elif kind == "noise":
-        state.write_bytes(bytes(range(256)) * 8)
-    elif kind == "pickle":
-        state.write_bytes(pickle.dumps({"step": 3, "learners": Bomb(marker)}))
-    elif kind == "torch pickle":
-        torch.save(torch.load(state, weights_only=True) | {"curves": Bomb(marker)}, state)
-    else:
-        found = torch.load(state, weights_only=True)
-        if kind == "another model":
-            found["learners"]["line"]["module"] = nn.Linear(4, 1).state_dict()
-        elif kind == "another optimiser":
-            found["learners"]["line"]["optimizer"]["param_groups"] = []
-        elif kind == "no step":
-            del found["step"]
-        elif kind == "no curves":
-            found["curves"] = "{"
-        torch.save(found, state)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "empty",
-        "truncated",
-        "one byte short",
-        "noise",
-        "pickle",
-        "torch pickle",
-        "another model",
-        "another optimiser",
-        "no step",
-        "no curves",
-    ],
-)
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_damaged_checkpoint_is_set_aside_and_the_stage_starts_over(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    undisturbed: Outcome,
-    kind: str,
-    finished: bool,
-) -> None:
-    """With a warning, without executing anything in it, and with nothing of it left in the result."""
-    if finished:
-        train(tmp_path)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, kill=7)
-    (state,) = tmp_path.rglob("state.pt")
-    marker = tmp_path / "executed"
-    damage(state, kind, marker)
-    spoiled = state.read_bytes()
-    capsys.readouterr()
-    outcome = train(tmp_path)
-    assert not marker.exists()
-    said = capsys.readouterr().err
-    assert "toy: WARNING the checkpoint" in said
-    assert str(state) in said
-    assert "set aside as state.damaged and the stage starts over" in said
-    assert state.with_suffix(".damaged").read_bytes() == spoiled
-    assert outcome.steps == list(range(STEPS))
-    assert_same(outcome, undisturbed)
-    assert train(tmp_path).steps == []
-
-
-def test_a_finished_checkpoint_that_was_damaged_is_not_finished_any_more(tmp_path: Path) -> None:
-    """Neither while the stage runs again nor when that run is killed; what is kept is the new one's."""
-    state = train(tmp_path).folder / "state.pt"
-    state.write_bytes(b"")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, kill=7)
-    assert not state.with_name("finished").exists()
-    assert train(tmp_path).started_at_step == 6
-
-
-def test_flipped_bits_in_the_weights_of_a_checkpoint_are_noticed(
-    tmp_path: Path, undisturbed: Outcome
-) -> None:
-    """Whatever bit of the file it is: the result is that of an undisturbed run, resumed or started over."""
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, kill=7)
-    (state,) = tmp_path.rglob("state.pt")
-    content = state.read_bytes()
-    weight = torch.load(state, weights_only=True)["learners"]["line"]["module"]["weight"]
-    place = content.index(weight.numpy().tobytes())
-    spoiled = bytearray(content)
-    spoiled[place + 2] ^= 64
-    state.write_bytes(bytes(spoiled))
-    assert_same(train(tmp_path), undisturbed)
-
-
-# --- numbers that are not finite --------------------------------------------------------------------
-
-
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(
     tmp_path: Path, undisturbed: Outcome
@@ -603,32 +265,119 @@ def test_before_the_first_checkpoint_there_is_none_to_name(tmp_path: Path) -> No
         train(tmp_path, poison=1)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nothing_is_changed_by_a_loss_that_is_not_finite(tmp_path: Path, value: float) -> None:
-    """Neither weights nor averages nor the schedule."""
+# --- other code and another behaviour -----------------------------------------------------------------
+
+
+def code(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let this code be another, of another commit."""
+    patch.setattr(session_module, "code_digest", lambda: f"digest of {name}")
+    patch.setattr(session_module, "commit", lambda: name)
+
+
+def test_a_checkpoint_of_other_code_of_the_same_behaviour_is_resumed_and_that_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: Outcome,
+) -> None:
+    """An edited message costs no training."""
+    code(monkeypatch, "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7)
+    code(monkeypatch, "two")
+    capsys.readouterr()
+    outcome = train(tmp_path)
+    said = capsys.readouterr().err
+    assert "toy: other code of the same version began this run (commit one, now two)\n" in said
+    assert "toy: goes on at step 6 of 11\n" in said
+    assert outcome.began_at == "one"
+    assert outcome.steps == list(range(6, STEPS))
+    assert_same(outcome, undisturbed)
+
+
+def test_the_same_code_says_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it was committed in between."""
+    code(monkeypatch, "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7)
+    monkeypatch.setattr(session_module, "commit", lambda: "later")
+    assert train(tmp_path).began_at is None
+    assert "other code" not in capsys.readouterr().err
+
+
+def test_whoever_goes_on_knows_the_code_that_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of all, through a third code and through a resumption by the same."""
+    for name, kill in (("one", 4), ("two", 7), ("three", 10)):
+        code(monkeypatch, name)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, kill=kill)
+    assert "began this run (commit one, now three)" in capsys.readouterr().err
+    assert train(tmp_path).began_at == "one"
+    assert "other code" not in capsys.readouterr().err
+
+
+def test_strictly_a_checkpoint_of_other_code_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Outcome
+) -> None:
+    code(monkeypatch, "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7)
+    (state,) = tmp_path.rglob("state.pt")
+    content = state.read_bytes()
+    monkeypatch.setenv("FLOWPRIOR_RESUME", "strict")
+    code(monkeypatch, "two")
+    with pytest.raises(OtherCodeError) as error:
+        train(tmp_path)
+    for part in ("toy: the checkpoint", str(state), "commit one, now two", "FLOWPRIOR_RESUME"):
+        assert part in str(error.value)
+    assert state.read_bytes() == content
+    code(monkeypatch, "one")
+    outcome = train(tmp_path)
+    assert outcome.started_at_step == 6
+    assert outcome.began_at is None
+    assert_same(outcome, undisturbed)
+
+
+def test_another_behaviour_never_sees_the_checkpoint(tmp_path: Path) -> None:
+    """Whatever its parameters are called; the same behaviour does, whatever is tracked of it."""
+    behaviour = {"version": 1, "config": {"width": 3}, "plugins": {}}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7, behaviour=behaviour)
+    for other in (
+        behaviour | {"version": 2},
+        behaviour | {"config": {"width": 4}},
+        behaviour | {"plugins": {"plugins.alignment.own:Own": "sha256"}},
+    ):
+        assert train(tmp_path, behaviour=other).started_at_step == 0
+    outcome = train(tmp_path, behaviour=behaviour, config={"width": 3, "options": {}})
+    assert outcome.started_at_step == 6
+
+
+def test_the_report_says_which_code_began_the_run_beside_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not among the facts, which are a function of inputs and parameters."""
+    code(monkeypatch, "one")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, kill=7)
+    code(monkeypatch, "two")
     with open_session(tmp_path) as session:
         learner = session.learner("line", nn.Linear(3, 1), OPTIMIZER)
-        learner.update(learner.module(torch.ones(1, 3)).square().mean())
-        before = pickle.loads(pickle.dumps(learner.state()))
-        loss = learner.module(torch.ones(1, 3)).sum() * value
-        with pytest.raises(NonFiniteError, match="the loss of the line is"):
-            learner.update(loss)
-        assert_equal(learner.state(), before)
+        for _ in session.steps():
+            learner.update(learner.module(torch.ones(1, 3)).square().mean())
+        session.report(tmp_path, {"loss": 0.5, "seed": 0}, images_per_second=3.0)
+    assert read_json(tmp_path / "metrics/toy.json") == {"loss": 0.5, "seed": 0}
+    costs = read_json(tmp_path / "metrics/costs/toy.json")
+    assert costs["began_at"] == "one"
+    assert costs["images_per_second"] == 3.0
+    assert costs["seconds"] == session.seconds
 
 
-def test_nothing_is_changed_by_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
-    """The loss itself may be a number: the root of zero has one, and no derivative."""
-    with open_session(tmp_path) as session:
-        learner = session.learner("line", nn.Linear(3, 1), OPTIMIZER)
-        before = pickle.loads(pickle.dumps(learner.state()))
-        loss = (0 * learner.module(torch.ones(1, 3))).abs().sqrt().sum()
-        assert loss == 0
-        with pytest.raises(NonFiniteError, match="the gradient norm of the line is nan at step 0"):
-            learner.update(loss)
-        assert_equal(learner.state(), before)
-
-
-# --- two processes ----------------------------------------------------------------------------------
+# --- two processes ------------------------------------------------------------------------------------
 
 HOLDER = """
 import fcntl, pathlib, sys
@@ -725,62 +474,6 @@ def test_a_lock_is_let_go_at_the_end_and_on_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with open_session(tmp_path) as session:
         assert (session.folder / "lock").read_text().startswith(f"process {os.getpid()} on ")
-
-
-# --- what is kept -----------------------------------------------------------------------------------
-
-
-def test_only_the_newest_finished_checkpoints_of_other_keys_survive(tmp_path: Path) -> None:
-    """Four of them; what is unfinished, and other stages, are left alone."""
-    assert FINISHED_KEPT == 4
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, kill=7, config={"width": -1})
-    unfinished = open_session(tmp_path, config={"width": -1}).folder
-    elsewhere = train(tmp_path, stage="other").folder
-    short = PLAN._replace(num_steps=1)
-    folders = []
-    for width in range(7):
-        folders.append(train(tmp_path, plan=short, config={"width": width}).folder)
-        os.utime(folders[-1] / "finished", (1000 + width, 1000 + width))
-    # The last one started with six others of its stage that were finished.
-    assert [folder.exists() for folder in folders] == [False, False, *[True] * 5]
-    assert (unfinished / "state.pt").exists()
-    assert (elsewhere / "finished").exists()
-
-
-@pytest.mark.parametrize("checkpoint_steps", [1, 100])
-def test_a_run_is_finished_when_its_last_checkpoint_is_saved(
-    tmp_path: Path, checkpoint_steps: int
-) -> None:
-    """Neither earlier nor without one, whatever the cadence."""
-    plan = PLAN._replace(checkpoint_steps=checkpoint_steps)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, plan=plan, kill=STEPS - 1)
-    folder = open_session(tmp_path).folder
-    assert not (folder / "finished").exists()
-    train(tmp_path, plan=plan)
-    assert (folder / "finished").exists()
-    assert torch.load(folder / "state.pt", weights_only=True)["step"] == STEPS
-
-
-def test_a_run_killed_before_it_was_marked_as_finished_is_marked_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else its checkpoint is never forgotten."""
-
-    def interrupted(path: Path, content: str) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "write_atomic", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path)
-    outcome = train(tmp_path)
-    assert outcome.steps == []
-    assert (outcome.folder / "finished").exists()
-
-
-# --- ranks ------------------------------------------------------------------------------------------
 
 
 def ranks(patch: pytest.MonkeyPatch, count: int, index: int = 0) -> None:

@@ -73,7 +73,7 @@ class AlignmentWatch:
 
 
 def training_metrics(
-    curves: Mapping[str, Sequence[Mapping[str, float]]], seed: int
+    curves: Mapping[str, Sequence[Mapping[str, float | int]]], seed: int
 ) -> dict[str, float | int | None]:
     """Last losses, and how the alignment loss follows the nearest-neighbour proxy over training.
 

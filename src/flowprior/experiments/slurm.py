@@ -32,7 +32,7 @@ name=${{names[$SLURM_ARRAY_TASK_ID]}}
 home={home}
 export PATH={tools}:$PATH
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
-[ ! -d "$home/.ckpt" ] || export FLOWPRIOR_HOME=${{FLOWPRIOR_HOME:-$home}}
+[ ! -e "$home/.git" ] || export FLOWPRIOR_HOME=${{FLOWPRIOR_HOME:-$home}}
 
 clone=$(mktemp -d "${{SCRATCH:-${{TMPDIR:-/tmp}}}}/flowprior-$name.XXXXXX")
 trap 'rm -rf "$clone"' EXIT
@@ -45,8 +45,9 @@ dvc fetch --quiet --run-cache || echo "$name: nothing in the DVC remote yet"
 PYTHONPATH=src python -m flowprior tables --run "$name"{tables}
 dvc exp push --quiet --force origin "$name"
 dvc push --quiet --run-cache
-# With what it cost and where it ran, which DVC's experiment does not hold.
-if [ -d "$home/{results}" ]; then
+# The result with what it cost and where it ran, which DVC's experiment does not hold.
+if [ -e "$home/.git" ]; then
+  mkdir -p "$home/{results}"
   cp "{results}/$name.json" "$home/{results}/.$name.json.$SLURM_JOB_ID"
   mv "$home/{results}/.$name.json.$SLURM_JOB_ID" "$home/{results}/$name.json"
 fi

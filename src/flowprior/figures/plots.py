@@ -1,6 +1,6 @@
 """Figures of the pipeline: data in, a matplotlib figure out. Colours are Okabe and Ito's, safe for the colour-blind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 DPI = 150
 
 
-def alignment_figure(rows: Sequence[dict[str, float]], k: int, caption: str) -> Figure:
+def alignment_figure(rows: Sequence[Mapping[str, float | int]], k: int, caption: str) -> Figure:
     """Alignment loss and mean log r_k of held-out latents over training, on two axes (Fig. 4, arXiv:2506.05240)."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     left = figure.subplots()

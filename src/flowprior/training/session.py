@@ -338,18 +338,18 @@ class Session:
             print(f"{self.stage}: goes on at step {step} of {self.plan.num_steps}", file=sys.stderr)
         return step
 
-    def _say_other_code(self, path: Path, began_at: str) -> None:
+    def _say_other_code(self, path: Path, made_at: str) -> None:
         """Go on from what other code of the same version began, unless that is not wanted."""
         now = self._code["commit"]
         if os.environ.get("FLOWPRIOR_RESUME") == "strict":
             raise OtherCodeError(
-                f"{self.stage}: the checkpoint {path} was made by other code (commit {began_at}, now {now}), and "
+                f"{self.stage}: the checkpoint {path} was made by other code (commit {made_at}, now {now}), and "
                 "FLOWPRIOR_RESUME=strict refuses it; remove its folder to start over, or unset the variable"
             )
-        self.began_at = self.began_at or began_at
+        self.began_at = self.began_at or made_at
         if self.is_main:
             print(
-                f"{self.stage}: other code of the same version began this run (commit {began_at}, now {now})",
+                f"{self.stage}: other code of the same version began this run (commit {self.began_at}, now {now})",
                 file=sys.stderr,
             )
 
