@@ -1,6 +1,7 @@
 """README.md and docs/: examples run, paths and parameters exist, figures are those of the committed metrics."""
 
 import functools
+import itertools
 import json
 import re
 import shlex
@@ -91,7 +92,7 @@ def test_a_command_and_its_options_exist(command: str) -> None:
 def settings(command: str) -> list[str]:
     """What a command sets by -S or --set."""
     words = shlex.split(command)
-    return [after for word, after in zip(words, words[1:], strict=False) if word in ("-S", "--set")]
+    return [after for word, after in itertools.pairwise(words) if word in ("-S", "--set")]
 
 
 def inline_settings() -> Iterator[str]:
