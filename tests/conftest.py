@@ -1,7 +1,8 @@
 """What several folders of tests need."""
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,24 @@ def never_unpickled() -> Iterator[None]:
     MARKER.unlink(missing_ok=True)
     yield
     assert not MARKER.exists()
+
+
+@pytest.fixture
+def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Writes `plugins/<room>/own.py` in a repository that is the working directory; it is forgotten after."""
+    root = tmp_path / "own"
+    root.mkdir()
+    for mark in ("dvc.yaml", "params.yaml"):
+        (root / mark).touch()
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(room: str, content: str, name: str = "own") -> Path:
+        file = root / "plugins" / room / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+        return file
+
+    yield write
+    for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
+        del sys.modules[name]

@@ -62,11 +62,7 @@ def no_hang(seconds: float = 5) -> Iterator[None]:
 
 
 SPOT = st.floats(0, 1)
-
-
 CHUNK = st.binary(max_size=40) | st.sampled_from([PICKLE, bytes(512), b"\xff" * 8, b"9" * 12])
-
-
 CHANGE = st.one_of(
     st.tuples(st.just("flip"), SPOT, st.integers(1, 255)),
     st.tuples(st.just("cut"), SPOT),

@@ -26,7 +26,7 @@ def main(cfg: Study, root: Path, objective: str) -> None:
     target = build_target("mixture")
     prior = FlowPrior.load(root / "data/toy/mixture/flow_prior")
     pull = cfg.align.model_copy(update={"objective": objective, "options": {}})
-    moved = move_points(cfg, root, target, prior, pull)
+    moved = move_points(cfg, root, target, prior, pull, "compare")
     moved.save(root / f"data/toy/objectives/{objective}.safetensors")
     facts = judge_points(cfg, target, moved.history[-1]) | {
         "alignment_loss": moved.curve[-1]["alignment_loss"],

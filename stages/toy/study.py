@@ -32,7 +32,7 @@ def main(cfg: Study, root: Path, name: TargetName) -> None:
     target = build_target(name)
     prior = fit_flow(cfg, root, target)
     prior.save(root / f"data/toy/{name}/flow_prior", target=name)
-    moved = move_points(cfg, root, target, prior, cfg.align)
+    moved = move_points(cfg, root, target, prior, cfg.align, "study")
     moved.save(root / f"data/toy/{name}/points.safetensors")
     curve, points = moved.curve, moved.history[-1]
     facts = judge_points(cfg, target, points) | loss_against_nll(curve, cfg.seed)

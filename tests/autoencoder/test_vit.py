@@ -1,4 +1,4 @@
-"""The autoencoder: patches there and back, latent tokens in between, and what its parameters number."""
+"""The ViT autoencoder: patches, shapes, what depends on what, the paper's size."""
 
 import pytest
 import timm
@@ -6,19 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
-from flowprior.autoencoder.bottleneck import (
-    Codebooks,
-    KLBottleneck,
-    PlainBottleneck,
-    build_bottleneck,
-)
+from flowprior.autoencoder.bottleneck import Codebooks
 from flowprior.autoencoder.names import BOTTLENECKS
-from flowprior.autoencoder.registry import autoencoder_from
 from flowprior.autoencoder.shape import Shape
 from flowprior.autoencoder.vit import (
-    Autoencoder,
     LatentDecoder,
     LatentEncoder,
     build_autoencoder,
@@ -27,39 +20,9 @@ from flowprior.autoencoder.vit import (
 )
 from flowprior.core import rng
 
+from .small import CODEBOOKS, SMALL, count, normal, small
+
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
-SMALL = Shape(
-    image_size=8,
-    channels=2,
-    patch_size=2,
-    num_latents=5,
-    latent_dim=3,
-    width=16,
-    depth=1,
-    num_heads=2,
-)
-
-
-def normal(*shape: int, tag: str = "x") -> Tensor:
-    """Fixed standard normal numbers, float32."""
-    return torch.randn(*shape, generator=rng.generator(0, tag))
-
-
-CODEBOOKS = Codebooks(1, 6, 0.5)
-
-
-def small(bottleneck: str = "plain") -> Autoencoder:
-    """A small autoencoder, the same at every call."""
-    with rng.scoped(0, "autoencoder"):
-        return build_autoencoder(SMALL, bottleneck, CODEBOOKS).eval()
-
-
-def count(module: nn.Module) -> int:
-    """Numbers that a module learns."""
-    return sum(p.numel() for p in module.parameters())
-
-
-# --- patches ----------------------------------------------------------------------------------------
 
 
 @PROPERTY
@@ -99,9 +62,6 @@ def test_patches_go_row_by_row_and_their_pixels_row_column_channel(
         assert torch.equal(patches[:, p], torch.stack(written, dim=-1))
 
 
-# --- shapes -----------------------------------------------------------------------------------------
-
-
 @given(
     side=st.integers(1, 4),
     patch=st.integers(1, 3),
@@ -134,22 +94,6 @@ def test_a_patch_size_that_does_not_divide_the_image_is_an_error(
     shape = SMALL._replace(image_size=image_size, patch_size=patch_size)
     with pytest.raises(ValueError, match=f"{patch_size} does not divide .* {image_size} pixels"):
         build_autoencoder(shape, "plain")
-
-
-@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
-def test_a_config_rebuilds_the_model_that_it_describes(bottleneck: str) -> None:
-    """The weights of one fit the other and give the same image."""
-    model = small(bottleneck)
-    with rng.scoped(1):
-        config = {"shape": SMALL._asdict(), "bottleneck": bottleneck}
-        config["codebooks"] = CODEBOOKS._asdict() if bottleneck == "softvq" else None
-        rebuilt = autoencoder_from(config).eval()
-    rebuilt.load_state_dict(model.state_dict())
-    images = normal(2, 2, 8, 8)
-    assert torch.equal(rebuilt(images)[0], model(images)[0])
-
-
-# --- what depends on what ---------------------------------------------------------------------------
 
 
 def test_an_image_knows_nothing_of_its_batch() -> None:
@@ -207,9 +151,6 @@ def test_the_gradient_of_the_image_reaches_every_parameter() -> None:
     assert not unused
 
 
-# --- the bottleneck ---------------------------------------------------------------------------------
-
-
 def test_posterior_noise_is_used_by_the_kl_bottleneck_only() -> None:
     """With noise its latents move and its posterior does not; the plain one does not look at it."""
     images, noise = normal(2, 2, 8, 8), normal(2, 5, 3, tag="noise")
@@ -221,60 +162,6 @@ def test_posterior_noise_is_used_by_the_kl_bottleneck_only() -> None:
     assert torch.equal(sampled.log_variance, still.log_variance)
 
 
-def test_plain_codes_are_one_linear_map() -> None:
-    """Latents and mean are the same tensor, and there is no posterior."""
-    with rng.scoped(0):
-        bottleneck = PlainBottleneck(6, 3)
-    tokens = normal(2, 5, 6)
-    latents, mean, log_variance, _ = bottleneck(tokens)
-    assert latents is mean
-    assert log_variance is None
-    weight, bias = bottleneck.linear.weight, bottleneck.linear.bias
-    torch.testing.assert_close(latents, tokens @ weight.T + bias)
-
-
-def test_without_noise_the_kl_latents_are_the_posterior_mean() -> None:
-    """And with noise e they are mean + exp(log_variance / 2) e."""
-    with rng.scoped(0):
-        bottleneck = KLBottleneck(6, 3)
-    tokens, noise = normal(2, 5, 6), normal(2, 5, 3, tag="noise")
-    assert bottleneck(tokens).latents is not None
-    assert torch.equal(bottleneck(tokens).latents, bottleneck(tokens).mean)
-    latents, mean, log_variance, _ = bottleneck(tokens, noise)
-    assert log_variance.shape == (2, 5, 3)
-    torch.testing.assert_close((latents - mean) / noise, log_variance.div(2).exp())
-
-
-@pytest.mark.parametrize(("bias", "clamped"), [(1e4, 20.0), (-1e4, -30.0), (1.5, 1.5)])
-def test_the_log_variance_is_clamped_to_what_float32_bears(bias: float, clamped: float) -> None:
-    """To [-30, 20], as in the authors' code; latents stay finite."""
-    bottleneck = KLBottleneck(4, 2)
-    nn.init.zeros_(bottleneck.linear.weight)
-    with torch.no_grad():
-        bottleneck.linear.bias.copy_(torch.tensor([0.5, -0.5, bias, bias]))
-    latents, mean, log_variance, _ = bottleneck(normal(1, 3, 4), torch.ones(1, 3, 2))
-    assert log_variance.unique().tolist() == [clamped]
-    assert mean[0, 0].tolist() == [0.5, -0.5]
-    assert latents.isfinite().all()
-
-
-def test_the_posterior_is_float32_under_autocast() -> None:
-    """The exponential of a bfloat16 log-variance would be off by percents."""
-    with rng.scoped(0):
-        bottleneck = KLBottleneck(6, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        codes = bottleneck(normal(2, 5, 6), normal(2, 5, 3, tag="noise"))
-    assert {part.dtype for part in codes if part is not None} == {torch.float32}
-
-
-@pytest.mark.parametrize(("kind", "channels"), [("plain", 3), ("kl", 6)])
-def test_a_bottleneck_has_one_linear_map(kind: str, channels: int) -> None:
-    """From width to d channels, or to 2 d where there is a posterior."""
-    bottleneck = build_bottleneck(kind, SMALL._replace(width=6))
-    assert count(bottleneck) == 6 * channels + channels
-    assert bottleneck(normal(1, 2, 6)).latents.shape == (1, 2, 3)
-
-
 def test_softvq_needs_codebooks_that_go_with_the_tokens() -> None:
     with pytest.raises(ValueError, match="needs codebooks"):
         build_autoencoder(SMALL, "softvq")
@@ -282,12 +169,14 @@ def test_softvq_needs_codebooks_that_go_with_the_tokens() -> None:
         build_autoencoder(SMALL, "softvq", Codebooks(2, 6, 0.5))
 
 
-# --- the paper's size -------------------------------------------------------------------------------
-
 # reference.md §3, calculated from the authors' code: timm's vit_large_patch14_dinov2 (with LayerScale), patch 16,
 # 256 pixels, 64 latents of 32 channels.
 WIDTH, DEPTH, LATENTS, DIM, PATCHES = 1024, 24, 64, 32, 256
+
+
 PATCH_EMBEDDING = 16 * 16 * 3 * WIDTH + WIDTH
+
+
 LAYER_SCALE = 2 * DEPTH * WIDTH
 
 

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from flowprior.core.device import in_turn, start_accelerator
 
@@ -30,11 +34,9 @@ out.write_text(json.dumps({"found": found, "mine": mine}))
 """
 
 
-SLOW = pytest.mark.slow  # each rank imports torch
-
-
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
-def test_pieces_are_computed_once_and_the_first_rank_has_them_in_order(
+@pytest.mark.slow  # each rank imports torch
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_under_torchrun_pieces_are_computed_once_and_the_first_rank_has_them_in_order(
     tmp_path: Path, ranks: int
 ) -> None:
     script = tmp_path / "work.py"
@@ -63,3 +65,54 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
     next(pieces)
     assert asked == [0]
     assert torch.get_num_threads() >= 1
+
+
+class Rank(Accelerator):
+    """One of several ranks, in a thread of its own."""
+
+    def __init__(self, index: int, count: int) -> None:
+        self.place = index, count
+
+    @property
+    def process_index(self) -> int:
+        return self.place[0]
+
+    @property
+    def num_processes(self) -> int:
+        return self.place[1]
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 5, 6])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_every_piece_is_computed_once_by_the_rank_whose_turn_it_is(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, pieces: int
+) -> None:
+    """Threads in the place of processes; what they gather meets at a barrier."""
+    barrier, slots = threading.Barrier(ranks, timeout=60), [None] * ranks
+    mine = threading.local()
+
+    def gather(piece: Any, everyone: list[Any] | None) -> None:
+        slots[mine.rank] = piece
+        barrier.wait()
+        if everyone is not None:
+            everyone[:] = slots
+        barrier.wait()
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+
+    def go(rank: int) -> tuple[list[str], list[int]]:
+        mine.rank, computed = rank, []
+
+        def work(index: int) -> str:
+            computed.append(index)
+            return f"piece {index}"
+
+        return list(in_turn(Rank(rank, ranks), pieces, work)), computed
+
+    with ThreadPoolExecutor(ranks) as threads:
+        outcomes = list(threads.map(go, range(ranks)))
+    assert outcomes[0][0] == [f"piece {index}" for index in range(pieces)]
+    assert all(found == [] for found, _ in outcomes[1:])
+    assert [computed for _, computed in outcomes] == [
+        list(range(rank, pieces, ranks)) for rank in range(ranks)
+    ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -22,17 +22,13 @@ SHAPES = Registry(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """`plugins/shapes` of a repository whose subfolder is the working directory."""
-    for mark in ("dvc.yaml", "params.yaml"):
-        (tmp_path / mark).touch()
-    (tmp_path / "plugins/shapes").mkdir(parents=True)
-    (tmp_path / "deep").mkdir()
-    monkeypatch.chdir(tmp_path / "deep")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield tmp_path / "plugins/shapes"
-    for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
-        del sys.modules[name]
+def folder(write_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`plugins/shapes` of a repository; the working directory is a subfolder of it."""
+    folder = write_plugin("shapes", "").parent
+    folder.joinpath("own.py").unlink()
+    (folder.parents[1] / "deep").mkdir()
+    monkeypatch.chdir(folder.parents[1] / "deep")
+    return folder
 
 
 def message_of(name: str) -> str:

@@ -18,11 +18,7 @@ from flowprior.core.shard_writer import ShardWriter
 from flowprior.core.shards import ShardReader
 
 KIND, MAKER = "vectors", "the stage `make_vectors`"
-
-
 SHARD = "train-000000.tar"
-
-
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
 
@@ -61,8 +57,6 @@ def cut(arrays: Mapping[str, Any], sizes: Iterable[int]) -> list[dict[str, Any]]
 
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=5)
-
-
 BLOCKS, SHARDS = st.integers(1, 10), st.integers(1, 3)
 
 

@@ -185,6 +185,7 @@ class _Set(Dataset[Tensor]):
         return self._of[index]
 
 
+@pytest.mark.slow
 def test_all_figures_are_torch_fidelitys_own(
     network: Inception, inception_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_all_figures_are_torch_fidelitys_own(
     assert found["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_degenerate_set_is_precise_on_the_real_network(network: Inception) -> None:
     """One of five real images, repeated: precision 1; of the others, none is recalled."""
     real = pictures(5, "z")
@@ -279,7 +281,9 @@ def test_without_a_network_the_message_says_how_to_go_on(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(ValueError, match=r"evaluation\.weights.*evaluation\.extractor") as error:
+    with pytest.raises(
+        ValueError, match=r"evaluation\.weights.*evaluation\.judge to none"
+    ) as error:
         Inception(None, CPU)
     assert "no network" in str(error.value)
 

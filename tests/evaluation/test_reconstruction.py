@@ -1,6 +1,8 @@
 """PSNR, SSIM and bytes of reconstructions in [-1, 1]."""
 
 import math
+from collections.abc import Iterable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.evaluation.reconstruction import psnr_db, ssim
-from flowprior.images.pixels import to_uint8
+from flowprior.evaluation.reconstruction import psnr_db, reconstruction_metrics, ssim
+from flowprior.images.digits import Digits
+from flowprior.images.pixels import from_uint8, to_uint8
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -118,27 +121,51 @@ def test_ssim_falls_with_noise_and_is_symmetric_within_the_range() -> None:
     assert ssim(original, original + noise).item() == pytest.approx(values[-1], abs=1e-12)
 
 
-# --- bytes ------------------------------------------------------------------------------------------
+# --- of a set of images -------------------------------------------------------------------------------
 
 
-def test_every_byte_survives_the_way_there_and_back() -> None:
-    """The level k stands for k / 127.5 - 1, as `data.images` decodes it."""
-    levels = torch.arange(256).view(1, 1, 16, 16)
-    found = to_uint8(levels.float() / 127.5 - 1)
-    assert found.dtype == torch.uint8
-    assert torch.equal(found, levels.to(torch.uint8))
+class Counting:
+    """A judge that counts, and keeps what it was shown."""
+
+    facts: ClassVar[dict[str, str | int | None]] = {}
+
+    def judge(
+        self, pieces: Iterable[Tensor], labels: Tensor | None = None
+    ) -> dict[str, float | None]:
+        self.seen = torch.cat(list(pieces))
+        assert labels is None
+        return {"count": float(len(self.seen))}
 
 
-@PROPERTY
-@given(value=st.floats(-1, 1, width=32))
-def test_values_are_rounded_to_the_nearest_level(value: float) -> None:
-    """At most half a level away, not cut off below."""
-    found = to_uint8(torch.full((1, 1, 1, 1), value)).item()
-    # (x + 1) * 127.5 in float32 is off by at most 2e-5 levels.
-    assert abs(found - (value + 1) * 127.5) <= 0.5 + 1e-4
+def test_all_held_out_images_are_reconstructed_once_and_judged_in_bytes() -> None:
+    held_out, judge, asked = Digits("validation", 0), Counting(), []
+
+    def restore(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return images * 0.9
+
+    found = reconstruction_metrics(restore, held_out, judge, 100, as_bytes=False)
+    everything = held_out.images(range(len(held_out)))
+    assert asked == [100, 100, 100, 59]
+    assert found["rcount"] == 359
+    assert torch.equal(judge.seen, to_uint8(everything * 0.9))
+    assert found["psnr_db"] == pytest.approx(float(psnr_db(everything * 0.9, everything).mean()))
+    assert found["ssim"] == pytest.approx(float(ssim(everything * 0.9, everything).mean()))
+    assert found["lpips"] is None
 
 
-@pytest.mark.parametrize(("value", "byte"), [(-7.0, 0), (-1.0, 0), (1.0, 255), (7.0, 255)])
-def test_values_beyond_the_range_are_clamped(value: float, byte: int) -> None:
-    """They do not wrap around."""
-    assert to_uint8(torch.full((1, 1, 1, 1), value)).item() == byte
+def test_as_bytes_all_figures_are_of_the_rounded_picture() -> None:
+    """An error below half a level is none there."""
+    held_out = Digits("validation", 0)
+
+    def nearly(images: Tensor) -> Tensor:
+        return from_uint8(to_uint8(images)) + 0.3 / 127.5
+
+    exact, rounded = (
+        reconstruction_metrics(nearly, held_out, Counting(), 200, as_bytes=flag)
+        for flag in (False, True)
+    )
+    everything = held_out.images(range(len(held_out)))
+    of_bytes = psnr_db(from_uint8(to_uint8(everything)), everything).mean()
+    assert rounded["psnr_db"] == pytest.approx(float(of_bytes))
+    assert rounded["psnr_db"] != exact["psnr_db"]

@@ -1,7 +1,6 @@
 """Each source of target features, on digits, against what it should be."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -200,27 +199,19 @@ class Mean:
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository with plugins as working directory."""
-    for room, content in (("features", SOURCE), ("encoders", ENCODER)):
-        (tmp_path / "plugins" / room).mkdir(parents=True)
-        (tmp_path / "plugins" / room / "own.py").write_text(content)
-    for mark in ("dvc.yaml", "params.yaml"):
-        (tmp_path / mark).touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
-        del sys.modules[name]
+def plugins(write_plugin: Callable[..., Path]) -> None:
+    """A source and an encoder of one's own."""
+    write_plugin("features", SOURCE)
+    write_plugin("encoders", ENCODER)
 
 
-def test_a_source_of_ones_own_gets_the_request_and_its_options(plugins: Path) -> None:
+def test_a_source_of_ones_own_gets_the_request_and_its_options(plugins: None) -> None:
     source = open_source(request("plugins.features.own:ramp", options={"step": 2}))
     assert source.facts == {"step": "2"}
     assert torch.equal(vectors(source)[1], torch.tensor([6.0, 8.0, 10.0]))
 
 
-def test_an_encoder_of_ones_own_makes_the_semantic_features(plugins: Path) -> None:
+def test_an_encoder_of_ones_own_makes_the_semantic_features(plugins: None) -> None:
     source = open_source(request("semantic", encoder="plugins.encoders.own:Mean"))
     assert source.facts["model"] == "mean of 8"
     assert torch.equal(vectors(source), chosen("train", lambda x: x.mean((2, 3)).unsqueeze(1)))

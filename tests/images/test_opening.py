@@ -1,7 +1,6 @@
 """What every source of images promises, opened by its name."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,17 +123,10 @@ class Stripes:
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Name of a source of one's own, in the repository that is the working directory."""
-    (tmp_path / "plugins/images").mkdir(parents=True)
-    (tmp_path / "plugins/images/stripes.py").write_text(PLUGIN)
-    for mark in ("dvc.yaml", "params.yaml"):
-        (tmp_path / mark).touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    yield "plugins.images.stripes:Stripes"
-    for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
-        del sys.modules[name]
+def plugin(write_plugin: Callable[..., Path]) -> str:
+    """Name of a source of one's own."""
+    write_plugin("images", PLUGIN)
+    return "plugins.images.own:Stripes"
 
 
 def test_a_source_of_ones_own_is_opened_by_its_name_with_its_options(plugin: str) -> None:

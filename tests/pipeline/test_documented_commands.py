@@ -14,9 +14,15 @@ from .workspace import environment, run
 
 pytestmark = pytest.mark.slow
 
-RUNNABLE = [
-    page for page in PAGES if any(command not in RUN_ELSEWHERE for _, command in commands(page))
-]
+PRINTING = [block for block in blocks() if block.prints]
+RUN_HERE = {
+    page: [
+        command
+        for _, command in commands(page)
+        if command not in (*RUN_ELSEWHERE, *(block.prints for block in PRINTING))
+    ]
+    for page in PAGES
+}
 
 
 def shell(command: str, cwd: Path, bin: Path) -> str:
@@ -49,16 +55,13 @@ def with_results(repository: Path) -> Path:
     return repository
 
 
-@pytest.mark.parametrize("page", RUNNABLE)
+@pytest.mark.parametrize("page", [page for page in PAGES if RUN_HERE[page]])
 def test_the_commands_of_a_page_run(page: str, with_results: Path, bin: Path) -> None:
-    for _, command in commands(page):
-        if command not in RUN_ELSEWHERE:
-            shell(command, with_results, bin)
+    for command in RUN_HERE[page]:
+        shell(command, with_results, bin)
 
 
-@pytest.mark.parametrize(
-    "block", [one for one in blocks() if one.prints], ids=lambda one: one.prints
-)
+@pytest.mark.parametrize("block", PRINTING, ids=lambda one: one.prints)
 def test_what_a_page_says_that_a_command_prints_is_printed(
     block, repository: Path, bin: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_under_ddp_the_gradient_is_that_of_the_plain_module(prior: FlowPrior, tm
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs"
 )
+@pytest.mark.slow
 def test_the_compiled_velocity_is_the_same_field(prior: FlowPrior) -> None:
     velocity = torch.compile(prior.velocity)
     x, t = torch.randn(8, 4, 4), torch.rand(8, 1)

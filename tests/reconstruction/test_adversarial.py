@@ -300,6 +300,7 @@ def play_on_a_rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_play_as_one(tmp_path: Path) -> None:
     """Two gloo processes under DDP: health, images and every tensor of the state, but for the order of sums."""
     torch.multiprocessing.spawn(play_on_a_rank, (str(tmp_path),), nprocs=2)

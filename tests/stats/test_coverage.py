@@ -1,4 +1,4 @@
-"""Coverage and distances of sets against brute force and closed forms; collapse is noticed, a fresh sample is not."""
+"""Coverage and distances of sets against brute force and closed forms."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as arrays
 from numpy import ndarray
 from scipy import stats
 
-from flowprior.stats import clouds as module
 from flowprior.stats.clouds import Coverage
 from flowprior.stats.coverage import (
     coverage_of,
@@ -19,31 +18,11 @@ from flowprior.stats.coverage import (
     neighbour_log_distances,
     sliced_wasserstein,
 )
-from flowprior.stats.match import collapse_signs, match_report
 from flowprior.stats.neighbours import NeighbourIndex
 
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+from .vectors import grid, normal
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
-PAIRS: list[Callable[..., object]] = [
-    coverage_of,
-    sliced_wasserstein,
-    energy_distance,
-    lambda a, b: neighbour_log_distances(a, b, 5),
-    lambda a, b: match_report(a, b, normal(40, 3, 9), seed=0),
-    lambda a, b: match_report(normal(40, 3, 9), a, b, seed=0),
-]
-"""Everything that compares two sets."""
-
-
-def normal(n: int, d: int, seed: int = 0) -> ndarray:
-    """Fixed standard normal numbers, float64."""
-    return np.random.default_rng(seed).normal(size=(n, d))
-
-
-def grid(n: int, d: int, seed: int = 0) -> ndarray:
-    """Fixed small whole numbers: full of copies and of equal distances, all of them exact."""
-    return np.random.default_rng(seed).integers(0, 3, size=(n, d)).astype(np.float64)
 
 
 def brute_force(generated: ndarray, real: ndarray, k: int) -> Coverage:
@@ -65,9 +44,6 @@ def brute_force(generated: ndarray, real: ndarray, k: int) -> Coverage:
         density=inside_real.sum(axis=1).mean() / k,
         coverage=inside_real.any(axis=0).mean(),
     )
-
-
-# --- precision, recall, density, coverage -----------------------------------------------------------
 
 
 @settings(PROPERTY, max_examples=25)
@@ -162,9 +138,6 @@ def test_order_scale_and_shift_do_not_matter() -> None:
     assert moved == coverage_of(generated, real)
 
 
-# --- the sliced Wasserstein distance ----------------------------------------------------------------
-
-
 @PROPERTY
 @given(
     a=arrays.arrays(np.float64, st.integers(1, 9), elements=st.floats(-5, 5)),
@@ -226,9 +199,6 @@ def test_the_sliced_distance_is_symmetric_and_depends_on_the_seed_alone() -> Non
     assert sliced_wasserstein(a, b, seed=5) != first
 
 
-# --- the energy distance ----------------------------------------------------------------------------
-
-
 @PROPERTY
 @given(n=st.integers(2, 12), m=st.integers(2, 12), d=st.integers(1, 4))
 def test_the_energy_distance_is_that_of_its_definition(n: int, m: int, d: int) -> None:
@@ -268,9 +238,6 @@ def test_the_energy_distance_is_unbiased_under_the_null() -> None:
     assert 0.3 < (found < 0).mean() < 0.8
 
 
-# --- distances to neighbours ------------------------------------------------------------------------
-
-
 def test_log_distances_go_forth_and_back() -> None:
     """Latents to their targets first; then the other way round, by the same index."""
     latents, targets = 0.5 * normal(80, 3), normal(60, 3, 1)
@@ -286,314 +253,3 @@ def test_collapse_lowers_the_forward_distance_and_raises_the_reverse_one() -> No
     collapsed, ideal = (neighbour_log_distances(s * fresh, targets, 5) for s in (0.1, 1.0))
     assert collapsed[0] < ideal[0] - 0.1
     assert collapsed[1] > ideal[1] + 0.5
-
-
-# --- the report -------------------------------------------------------------------------------------
-
-KEYS = {
-    *("forward_log_r5", "forward_log_r5_control", "reverse_log_r5", "reverse_log_r5_control"),
-    *("precision", "recall", "recall_control", "density", "coverage", "coverage_control"),
-    *("sliced_w2", "sliced_w2_control", "energy_distance", "energy_distance_control"),
-    *("c2st_accuracy", "effective_rank", "effective_rank_targets", "num_latents", "num_targets"),
-    *("std_ratio_min", "std_ratio_median", "std_ratio_max"),
-}
-
-
-def report_of(latents: ndarray, n: int = 200, seed: int = 0) -> dict[str, float]:
-    """Beside n standard normal targets and as many for a control."""
-    dim = latents.shape[1]
-    return match_report(latents, normal(n, dim, 1), normal(n, dim, 2), seed=seed)
-
-
-def test_the_report_has_its_keys_and_plain_finite_floats() -> None:
-    """What goes into a JSON file; the key of the neighbours carries k."""
-    found = report_of(normal(200, 4))
-    assert set(found) == KEYS
-    assert all(type(value) is float and math.isfinite(value) for value in found.values())
-    other = match_report(normal(30, 2), normal(30, 2, 1), normal(30, 2, 2), seed=0, k=3)
-    assert set(other) == {key.replace("r5", "r3") for key in KEYS}
-
-
-def test_the_report_holds_what_the_functions_give() -> None:
-    """For sets that need no cut; order matters to the two-sample test alone."""
-    latents, targets, control = 0.7 * normal(60, 3), normal(90, 3, 1), normal(60, 3, 2)
-    found = match_report(latents, targets, control, seed=3)
-    for vectors, suffix in ((latents, ""), (control, "_control")):
-        cover = coverage_of(vectors, targets)
-        forward, reverse = neighbour_log_distances(vectors, targets, 5)
-        expected = {
-            "recall": cover.recall,
-            "coverage": cover.coverage,
-            "forward_log_r5": forward,
-            "reverse_log_r5": reverse,
-            "sliced_w2": sliced_wasserstein(vectors, targets, seed=3),
-            "energy_distance": energy_distance(vectors, targets),
-        }
-        for key, value in expected.items():
-            # Sums in another order; float32 in the index.
-            assert found[key + suffix] == pytest.approx(value, rel=1e-5, abs=1e-10), key
-    cover = coverage_of(latents, targets)
-    assert (found["precision"], found["density"]) == pytest.approx((cover.precision, cover.density))
-    ratios = latents.std(axis=0) / targets.std(axis=0)
-    keys = ("std_ratio_min", "std_ratio_median", "std_ratio_max")
-    expected = (ratios.min(), np.median(ratios), ratios.max())
-    assert [found[key] for key in keys] == pytest.approx(expected, rel=1e-12)
-
-
-def test_the_ranks_are_those_of_the_sets() -> None:
-    """A plane among four dims has rank 2 at most."""
-    latents = normal(200, 4)
-    latents[:, 2:] = 0
-    found = report_of(latents)
-    assert found["effective_rank"] == pytest.approx(2, abs=0.05)
-    assert found["effective_rank_targets"] == pytest.approx(4, abs=0.1)
-    assert found["std_ratio_min"] == 0
-
-
-def test_a_control_in_place_of_the_latents_gives_the_control() -> None:
-    """One set under both names has the same figures twice."""
-    control = normal(100, 3, 2)
-    found = match_report(control, normal(100, 3, 1), control, seed=0)
-    for key in KEYS:
-        if key.endswith("_control"):
-            plain = found[key.removesuffix("_control")]
-            assert plain == pytest.approx(found[key], rel=1e-5, abs=1e-10)
-
-
-def test_latents_and_control_are_cut_to_one_size() -> None:
-    """Coverage grows with the number of vectors: the control has to be as few as the latents, and the reverse."""
-    targets = normal(300, 3, 1)
-    few, many = normal(60, 3), normal(900, 3, 2)
-    found = match_report(few, targets, many, seed=0)
-    assert (found["num_latents"], found["num_targets"]) == (60, 300)
-    assert found["coverage"] == pytest.approx(found["coverage_control"], abs=0.15)
-    assert found["coverage_control"] < coverage_of(many, targets).coverage - 0.1
-    swapped = match_report(many, targets, few, seed=0)
-    assert swapped["num_latents"] == 60
-    assert swapped["coverage"] == pytest.approx(swapped["coverage_control"], abs=0.15)
-
-
-def test_no_set_is_larger_than_the_bound() -> None:
-    """All three are cut, and by a permutation: vectors in order of size are not cut to the smallest."""
-    latents, targets, control = (np.sort(normal(2000, 2, seed), axis=0) for seed in range(3))
-    found = match_report(latents, targets, control, seed=0, max_vectors=100)
-    assert (found["num_latents"], found["num_targets"]) == (100, 100)
-    assert found["std_ratio_median"] == pytest.approx(1, abs=0.3)
-    assert found["c2st_accuracy"] < 0.65
-
-
-def test_the_report_depends_on_the_seed_alone() -> None:
-    """To the bit; another seed makes another cut. Any whole number is a seed."""
-    latents, targets, control = normal(150, 3), normal(150, 3, 1), normal(150, 3, 2)
-
-    def report(seed: int) -> dict[str, float]:
-        return match_report(latents, targets, control, seed=seed, max_vectors=60)
-
-    first = report(2**40)
-    np.random.rand(3)
-    assert report(2**40) == first
-    assert report(-1) != first
-
-
-def test_float32_and_views_give_what_their_copies_give() -> None:
-    """The same numbers in double precision, contiguous."""
-    latents, targets, control = (normal(60, 6, seed).astype(np.float32) for seed in range(3))
-    sets = (latents[:, ::2], targets[:, ::2], control[:, ::2])
-    copies = [x.astype(np.float64, order="C") for x in sets]
-    assert match_report(*sets, seed=0) == match_report(*copies, seed=0)
-
-
-def test_sets_are_not_written_to() -> None:
-    """Read-only arrays will do, and hold what they held."""
-    sets = [normal(60, 3, seed) for seed in range(3)]
-    for vectors in sets:
-        vectors.flags.writeable = False
-    match_report(*sets, seed=0)
-
-
-def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares to the bit; sums to rounding. One row at a time, a few, and all."""
-    a, b = grid(61, 3), normal(47, 3, 1)
-    whole = coverage_of(a, b), energy_distance(a, b), sliced_wasserstein(a, b)
-    for values in (1, 200, 1000):
-        monkeypatch.setattr(module, "BLOCK_VALUES", values)
-        assert coverage_of(a, b) == whole[0]
-        assert energy_distance(a, b) == pytest.approx(whole[1], rel=1e-12)
-        assert sliced_wasserstein(a, b) == pytest.approx(whole[2], rel=1e-12)
-
-
-def test_no_matrix_is_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows as fit, and every one of them once."""
-    monkeypatch.setattr(module, "BLOCK_VALUES", 100)
-    pieces = list(module.distance_blocks(normal(31, 2), normal(17, 2, 1)))
-    assert max(distances.size for _, distances in pieces) <= 100
-    assert sum(len(distances) for _, distances in pieces) == 31
-
-
-# --- signs of collapse ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dim", [1, 2, 8])
-def test_a_fresh_sample_shows_no_sign(dim: int) -> None:
-    """Nor does one a little denser than the targets, nor one that is wider."""
-    assert collapse_signs(report_of(normal(200, dim))) == []
-    assert collapse_signs(report_of(normal(200, dim)), nll_gap=-0.1) == []
-    assert collapse_signs(report_of(1.3 * normal(200, dim)), nll_gap=3.0) == []
-
-
-def test_a_point_mass_shows_every_sign() -> None:
-    """Each with its two numbers."""
-    found = report_of(np.tile([2.0, 2.0, 2.0, 2.0], (200, 1)))
-    assert found["recall"] == 0
-    assert found["effective_rank"] == 1
-    assert found["c2st_accuracy"] > 0.95
-    signs = collapse_signs(found, nll_gap=-2.25)
-    assert len(signs) == 5
-    for sign, key, reference in (
-        (signs[0], "coverage", "coverage_control"),
-        (signs[1], "recall", "recall_control"),
-        (signs[2], "effective_rank", "effective_rank_targets"),
-    ):
-        assert sign.startswith(f"{key} {found[key]:.3g} is below 0.5 of the {found[reference]:.3g}")
-    assert "0, is below 0.5" in signs[3]
-    assert "-2.25 nats, is below -0.5" in signs[4]
-
-
-def test_latents_on_modes_show_signs_where_the_forward_distance_looks_better_than_ideal() -> None:
-    """Four tight clusters where the targets have four wide ones."""
-    centres = 4 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[np.arange(200) % 4]
-    targets, control, latents = (
-        centres + width * normal(200, 2, i) for i, width in enumerate((1.0, 1.0, 0.1))
-    )
-    found = match_report(latents, targets, control, seed=0)
-    assert found["forward_log_r5"] < found["forward_log_r5_control"]
-    assert found["reverse_log_r5"] > found["reverse_log_r5_control"]
-    assert [sign.split()[0] for sign in collapse_signs(found)] == ["coverage", "recall"]
-
-
-QUIET = {
-    "precision": 0.5,
-    **{"coverage": 0.5, "coverage_control": 1.0, "recall": 0.4, "recall_control": 0.8},
-    **{"effective_rank": 2.0, "effective_rank_targets": 4.0, "std_ratio_median": 0.5},
-}
-"""At every threshold, and below none."""
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"coverage": 0.49}, "coverage 0.49"),
-        ({"recall": 0.39}, "recall 0.39"),
-        ({"effective_rank": 1.99}, "effective_rank 1.99"),
-        ({"std_ratio_median": 0.49}, "standard deviations"),
-    ],
-)
-def test_every_sign_stands_for_itself(change: dict[str, float], word: str) -> None:
-    """It shows below its threshold and not at it."""
-    assert collapse_signs(QUIET, nll_gap=-0.5) == []
-    (sign,) = collapse_signs(QUIET | change, nll_gap=-0.5)
-    assert word in sign
-
-
-def test_latents_that_spread_too_far_are_not_collapsed() -> None:
-    """Few of them are near the targets, so they cover little; what they do not do is sit on modes."""
-    centres = 4 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[np.arange(400) % 4]
-    targets, control = (centres + 0.3 * normal(400, 2, i) for i in range(2))
-    found = match_report(4 * normal(400, 2, 3), targets, control, seed=0)
-    assert found["coverage"] < 0.5 * found["coverage_control"]
-    assert found["precision"] < 0.5
-    assert collapse_signs(found) == []
-
-
-def test_a_gap_of_the_nll_is_a_sign_by_itself() -> None:
-    """Denser than the targets themselves; NaN is no answer and refused."""
-    (sign,) = collapse_signs(QUIET, nll_gap=-0.51)
-    assert "denser than the targets themselves" in sign
-    with pytest.raises(ValueError, match="nll_gap is NaN"):
-        collapse_signs(QUIET, nll_gap=math.nan)
-
-
-# --- bad inputs -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("compare", PAIRS)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_an_error(
-    compare: Callable[..., object], bad: float
-) -> None:
-    """In either set; it says in how many vectors."""
-    vectors, spoilt = normal(40, 3), normal(40, 3, 1)
-    spoilt[[3, 7], 1] = bad
-    for sets in ((vectors, spoilt), (spoilt, vectors)):
-        with pytest.raises(ValueError, match=r"2 of 40 vectors of .* hold NaN or infinite"):
-            compare(*sets)
-
-
-@pytest.mark.parametrize("compare", PAIRS)
-def test_different_dims_are_an_error(compare: Callable[..., object]) -> None:
-    """It says which set has which."""
-    with pytest.raises(ValueError, match=r"of one dim are compared, found .* 3, .* 2"):
-        compare(normal(40, 3), normal(40, 2))
-
-
-@pytest.mark.parametrize("compare", PAIRS)
-def test_an_empty_set_is_an_error(compare: Callable[..., object]) -> None:
-    """On either side."""
-    for sets in ((normal(0, 3), normal(40, 3)), (normal(40, 3), normal(0, 3))):
-        with pytest.raises(ValueError, match="holds 0 vectors where at least"):
-            compare(*sets)
-
-
-def test_too_few_vectors_are_an_error_that_names_the_set_and_the_number() -> None:
-    """One more is enough, for each."""
-    few, many = normal(5, 2), normal(40, 2, 1)
-    with pytest.raises(ValueError, match=r"generated holds 5 vectors where at least 6 .* lower k"):
-        coverage_of(few, many)
-    with pytest.raises(ValueError, match="real holds 5 vectors where at least 6"):
-        coverage_of(many, few)
-    coverage_of(normal(6, 2), normal(6, 2, 1))
-    with pytest.raises(ValueError, match="targets holds 5 vectors where at least 6"):
-        neighbour_log_distances(many, few, 6)
-    neighbour_log_distances(many, few, 5)
-    with pytest.raises(ValueError, match="b holds 1 vectors where at least 2"):
-        energy_distance(many, normal(1, 2))
-    energy_distance(normal(2, 2), normal(2, 2, 1))
-
-
-@pytest.mark.parametrize("name", ["latents", "targets", "control"])
-@pytest.mark.parametrize(("k", "need", "advice"), [(5, 20, "add vectors$"), (30, 31, "lower k")])
-def test_the_report_says_how_many_vectors_it_needs(
-    name: str, k: int, need: int, advice: str
-) -> None:
-    """Lowering k is advised where it would help."""
-    sets = {key: normal(need, 2, i) for i, key in enumerate(("latents", "targets", "control"))}
-    match_report(**sets, seed=0, k=k)
-    sets[name] = sets[name][1:]
-    with pytest.raises(ValueError, match=f"{name} holds {need - 1} .* least {need} .*{advice}"):
-        match_report(**sets, seed=0, k=k)
-
-
-def test_arguments_out_of_range_are_errors() -> None:
-    """They say what was found."""
-    a, b = normal(40, 2), normal(40, 2, 1)
-    for call in (
-        lambda: coverage_of(a, b, k=0),
-        lambda: neighbour_log_distances(a, b, 0),
-        lambda: match_report(a, b, b, seed=0, k=0),
-    ):
-        with pytest.raises(ValueError, match="k must be at least 1, found 0"):
-            call()
-    with pytest.raises(ValueError, match="num_projections must be at least 1, found 0"):
-        sliced_wasserstein(a, b, num_projections=0)
-    with pytest.raises(ValueError, match="max_vectors must be at least 20 for k = 5, found 19"):
-        match_report(a, b, b, seed=0, max_vectors=19)
-
-
-def test_dims_in_which_targets_do_not_vary_have_no_ratio() -> None:
-    """They are left out, whatever latents do there; targets that vary in none are an error."""
-    latents, targets, control = (normal(40, 3, i) for i in range(3))
-    targets[:, 1] = control[:, 1] = 0.1
-    found = match_report(latents, targets, control, seed=0)
-    assert found["std_ratio_max"] < 2
-    with pytest.raises(ValueError, match="targets are all alike"):
-        match_report(latents, np.full((40, 3), 0.1), control, seed=0)

@@ -1,5 +1,6 @@
 """Moments in pieces are moments of the whole."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.stats.moments import Moments
+from flowprior.stats.moments import Moments, moments_metrics
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=50)
@@ -117,3 +118,13 @@ def test_one_vector_has_no_spread() -> None:
     """Its covariance is zero, and so is that of nothing."""
     assert moments_of(normal(1, 3)).std == 0
     assert Moments(3).std == 0
+
+
+def test_the_metrics_of_moments_are_overall_and_extreme_spread_and_the_norm_of_the_mean() -> None:
+    """For dims with stds 1, 2 and 3 about (3, 4, 0)."""
+    moments = Moments(3)
+    corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)))
+    moments.update(corners * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([3.0, 4.0, 0.0]))
+    assert moments_metrics(moments) == pytest.approx(
+        {"std": (14 / 3) ** 0.5, "std_min": 1.0, "std_max": 3.0, "mean_norm": 5.0}
+    )

@@ -30,7 +30,7 @@ def run(root: Path) -> tuple[FlowPrior, MovedPoints]:
     target = build_target("mixture")
     prior = fit_flow(SMOKE, root, target)
     pull = SMOKE.align.model_copy(update={"objective": "dmd"})
-    return prior, move_points(SMOKE, root, target, prior, pull)
+    return prior, move_points(SMOKE, root, target, prior, pull, "study")
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch) -> None:

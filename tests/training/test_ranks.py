@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 WORK = """
@@ -34,6 +35,7 @@ with Session("ranks", config={}, inputs={}, seed=0, plan=plan, root=out) as sess
 """
 
 
+@pytest.mark.slow
 def test_a_loss_of_gathered_rows_has_the_gradient_of_all_rows(tmp_path: Path) -> None:
     """Norms of the gradients, weights after three steps, and the order of the rows: one rank or two."""
     script = tmp_path / "work.py"

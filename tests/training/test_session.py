@@ -21,7 +21,7 @@ from flowprior.core import rng
 from flowprior.core.io import read_json
 from flowprior.training import session as session_module
 from flowprior.training.plan import NonFiniteError, OtherCodeError
-from flowprior.training.session import Session, hold
+from flowprior.training.session import Session
 
 from .runs import (
     OPTIMIZER,
@@ -456,16 +456,6 @@ def test_a_process_with_another_key_does_not_wait(tmp_path: Path, holder: Any) -
     assert not (folder / "released").exists()
 
 
-def test_a_lock_is_let_go_by_a_process_that_dies(tmp_path: Path, holder: Any) -> None:
-    """Killed without a chance to clean up: the next one waits for nobody."""
-    process = holder(tmp_path / "lock")
-    process.kill()
-    process.wait()
-    file = hold(tmp_path / "lock", "toy")
-    assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on ")
-    file.close()
-
-
 def test_a_lock_is_let_go_at_the_end_and_on_an_error(tmp_path: Path) -> None:
     """Else the same process could not open the stage again."""
     with open_session(tmp_path):
@@ -508,3 +498,19 @@ def test_a_batch_that_the_ranks_do_not_divide_is_an_error(
     said = f"a batch of {size} cannot be split over {count} ranks; change the batch or the launch"
     with pytest.raises(ValueError, match=said):
         session.share(torch.zeros(size, 2))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_gathered_rows_are_all_ranks_in_order_with_a_gradient_to_the_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """Multiplied by the number of ranks, over which data parallelism takes the mean; the others' are constants."""
+    session = open_session(tmp_path)
+    everyone = torch.arange(12.0).view(6, 2)
+    ranks(monkeypatch, 3, index)
+    monkeypatch.setattr(Accelerator, "gather", lambda self, rows: everyone.clone())
+    own = everyone.chunk(3)[index].clone().requires_grad_()
+    found = session.gather(own)
+    assert torch.equal(found, everyone)
+    found.square().sum().backward()
+    assert torch.equal(own.grad, 3 * 2 * own.detach())

@@ -1,15 +1,15 @@
 """What SoftVQ adds to an autoencoder's loss: entropy of the assignments, agreement with a frozen network's features."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowprior.autoencoder.registry import ImageAutoencoder
 from flowprior.autoencoder.representation import RepresentationHead
 from flowprior.autoencoder.softvq import entropy_loss
-from flowprior.autoencoder.vit import Autoencoder
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 
@@ -36,9 +36,9 @@ class Trainee(nn.Module):
         head: What is not.
     """
 
-    def __init__(self, autoencoder: Autoencoder, head: RepresentationHead | None) -> None:
+    def __init__(self, autoencoder: ImageAutoencoder, head: RepresentationHead | None) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.autoencoder: Any = autoencoder  # a module as well, which no type says
         self.head = head
 
     @property

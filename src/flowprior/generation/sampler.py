@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from flowprior.autoencoder.registry import autoencoder_from
-from flowprior.autoencoder.vit import Autoencoder
+from flowprior.autoencoder.registry import ImageAutoencoder, autoencoder_from
 from flowprior.core.trained import load_trained
 from flowprior.flow.ode import Solver
 from flowprior.generators.protocol import Generator, GuidanceSchedule
@@ -50,7 +49,9 @@ class Sampler:
         self.num_tokens = int(generator.config["latents"]["num_tokens"])
         self._device = device
         self._precision = precision
-        self._autoencoder: Autoencoder = autoencoder.build(autoencoder_from, where[0]).to(device)
+        self._autoencoder: ImageAutoencoder = autoencoder.build(autoencoder_from, where[0]).to(
+            device
+        )
         trained: Generator = generator.build(generator_from, where[1]).to(device)
         self._generator = trained.ready_to_sample(precision, compile)
         self._mean = torch.tensor(generator.config["latents_mean"], device=device)

@@ -32,6 +32,8 @@ def updated(text: str, root: Path) -> str:
         OSError: A file of metrics cannot be read.
     """
 
+    tables: Any = read_yaml(root / TABLES_FILE)
+
     def metrics(name: str) -> Any:
         return json.loads((root / f"metrics/{name}.json").read_text(encoding="utf-8"))
 
@@ -49,7 +51,7 @@ def updated(text: str, root: Path) -> str:
             metrics=metrics,
             over_seeds=over_seeds,
             mean_std=lambda values, digits: plus_minus(summary(values), digits),
-            paper=read_yaml(root / TABLES_FILE)["paper"],
+            paper=tables["paper"],
             report_table=lambda title: report_table(root, title),
         )
         mark = f"{name}: {argument}" if argument else name

@@ -65,7 +65,7 @@ class FreePoints(nn.Module):
 
 
 def move_points(
-    cfg: Study, root: Path, target: Target2D, prior: FlowPrior, pull: Pull
+    cfg: Study, root: Path, target: Target2D, prior: FlowPrior, pull: Pull, script: str
 ) -> MovedPoints:
     """Let an objective move free points for as many steps as the preset says; a killed run goes on.
 
@@ -75,6 +75,7 @@ def move_points(
         target: What the objective may draw from, and the NLL is of.
         prior: The target's flow; it is moved to the session's device and stays there.
         pull: The objective and its settings.
+        script: Name of the script that asks; what it left half done is not taken up by another.
     """
     scale = cfg.scale.points
     looks = look_steps(scale.steps)
@@ -83,7 +84,12 @@ def move_points(
         "toy_points",
         cfg,
         root,
-        config={"target": target.name, "align": pull.model_dump(), **scale.model_dump()},
+        config={
+            "script": script,
+            "target": target.name,
+            "align": pull.model_dump(),
+            **scale.model_dump(),
+        },
         plan=scale.plan,
         inputs={"flow": weights_digest(prior)},
     ) as session:
