@@ -72,7 +72,8 @@ preflight: setup
 
 setup: $(STAMP)
 
-# uv from the machine, or one of .venv's own. With TORCH_INDEX, torch and torchvision both come from there, and the pins
+# uv from the machine, or one of .venv's own. Bytecode is compiled here, once: where it cannot be written later (PYTHONDONTWRITEBYTECODE, a
+# read-only tree), every process would compile all of torch and timm again, 15 s each time. With TORCH_INDEX, torch and torchvision both come from there, and the pins
 # of the CUDA builds do not apply.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowprior needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
@@ -81,9 +82,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@if [ -n "$(TORCH_INDEX)" ]; then set -ex; \
 	  grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt > $(VENV)/constraints.txt; \
-	  uv pip install --quiet --python $(BIN)/python --index-url "$(TORCH_INDEX)" torch torchvision; \
+	  uv pip install --quiet --compile-bytecode --python $(BIN)/python --index-url "$(TORCH_INDEX)" torch torchvision; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
-	uv pip install --quiet --python $(BIN)/python --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
+	uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	touch $(STAMP)
 
 clean:
