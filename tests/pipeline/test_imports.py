@@ -36,9 +36,9 @@ NEEDED = {
     "project": set(),
     "train_flow": set(),
     "train_ae": TRANSFORMERS | {"matplotlib"},
-    "encode_latents": TRANSFORMERS,
-    "train_mar": TRANSFORMERS,
-    "sample_eval": TRANSFORMERS | {"matplotlib"},
+    "encode_latents": set(),
+    "train_mar": set(),
+    "sample_eval": {"matplotlib"},
     "summary": set(),
 }
 
