@@ -34,7 +34,9 @@ class Blobs:
         return len(self.labels)
 
     def images(self, rows: Sequence[int] | Tensor, crops: Tensor | None = None) -> Tensor:
-        """Images [b, 1, size, size] in [-1, 1]; there is nothing to crop."""
+        """Images [b, 1, size, size] in [-1, 1]."""
+        if crops is not None:
+            raise ValueError("blobs fill their pixels; they are not cropped")
         return self._pixels[torch.as_tensor(rows)]
 
 
