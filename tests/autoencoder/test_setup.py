@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from torch import nn
 
 from flowprior.autoencoder.config import Autoencoder as Choice
 from flowprior.autoencoder.config import TrainAutoencoder
@@ -107,6 +108,24 @@ def test_an_encoder_starts_from_a_trained_transformer_where_one_is_given() -> No
         assert torch.equal(value, vit.state_dict()[name]), name
     for name, value in started.decoder.state_dict().items():
         assert torch.equal(value, scratch.decoder.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("section", "method"),
+    [
+        (settings(gradient_checkpointing=True), "checkpoint_gradients"),
+        (settings(), "start_from"),
+    ],
+    ids=["checkpointing", "encoder"],
+)
+def test_an_autoencoder_of_ones_own_without_what_a_parameter_asks_for_is_told(
+    section: TrainAutoencoder, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither method is one that the protocol asks for."""
+    monkeypatch.setattr("flowprior.autoencoder.setup.autoencoder_from", lambda _: nn.Linear(2, 2))
+    encoder = TrainedTransformer("tiny", nn.Identity(), {"sha256": "x"})
+    with pytest.raises(ValueError, match=f"needs an autoencoder with a method {method}"):
+        build_trainee({}, section, None, None if method != "start_from" else encoder, 0)
 
 
 def test_null_is_no_encoder_to_start_from() -> None:

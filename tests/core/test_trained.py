@@ -58,6 +58,17 @@ def load(path: Path) -> Trained:
     return load_trained(path, KIND, MADE_BY)
 
 
+def test_a_plugins_options_need_not_be_sizes(tmp_path: Path) -> None:
+    """Any number may stand there, while a size that exceeds the weights is refused."""
+    path = tmp_path / "toy"
+    options = {"offset": -3, "period": 10**9, "inner": {"depths": [10**9]}}
+    save_trained(path, KIND, network(), CONFIG | {"options": options}, PROVENANCE)
+    assert load(path).build(lambda _: network(), path) is not None
+    save_trained(path, KIND, network(), CONFIG | {"period": 10**9}, PROVENANCE)
+    with pytest.raises(ArtifactError, match="a size of 1000000000"):
+        load(path).build(lambda _: network(), path)
+
+
 def test_what_is_saved_is_loaded_to_the_bit(saved: Path) -> None:
     """Config, parameters and buffers, integers among them."""
     trained = load(saved)

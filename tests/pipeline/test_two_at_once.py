@@ -65,7 +65,7 @@ def figures(folder: Path, stage: str) -> dict[str, float]:
 
 def of_experiment(folder: Path, name: str, stage: str) -> dict[str, float]:
     """Metrics of a stage in an experiment, from DVC's commit of it."""
-    revision = dvc_experiments(folder)[name]
+    revision, _ = dvc_experiments(folder)[name]
     found = json.loads(run(["git", "show", f"{revision}:metrics/{stage}.json"], folder))
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 

@@ -45,7 +45,7 @@ class Unaligned:
 
     @classmethod
     def build(cls, material: Material) -> "Unaligned":
-        """Takes nothing."""
+        """Build the objective; it needs none of the material."""
         return cls()
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
@@ -57,7 +57,7 @@ class GaussianKL:
 
     @classmethod
     def build(cls, material: Material) -> "GaussianKL":
-        """Takes nothing."""
+        """Build the objective; it needs none of the material."""
         return cls()
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:

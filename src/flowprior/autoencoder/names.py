@@ -1,4 +1,4 @@
-"""Names of autoencoders and bottlenecks. What is new takes a line here; see `flowprior.core.registry`."""
+"""Registry of autoencoders and bottlenecks: a new one is a line, its name and `module:attribute`."""
 
 from flowprior.core.registry import Registry
 

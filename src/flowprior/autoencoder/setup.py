@@ -64,6 +64,9 @@ def build_trainee(
         teacher: Whose features are predicted; None for no head.
         encoder: What the autoencoder's encoder starts from; None for from scratch.
         seed: Of the run.
+
+    Raises:
+        ValueError: An autoencoder of one's own lacks a method that a parameter asks for.
     """
     head = None
     with rng.scoped(seed, TAG, "init"):
@@ -72,10 +75,22 @@ def build_trainee(
             width, dim = settings.softvq.representation_width, config["shape"]["latent_dim"]
             head = RepresentationHead(dim, width, teacher.dim)
     if encoder is not None:
-        autoencoder.start_from(encoder)
+        _method(autoencoder, "start_from", "train_ae.encoder", "null")(encoder)
     if settings.gradient_checkpointing:
-        autoencoder.checkpoint_gradients(True)
+        _method(autoencoder, "checkpoint_gradients", "train_ae.gradient_checkpointing", "false")(
+            True
+        )
     return Trainee(autoencoder, head)
+
+
+def _method(autoencoder: Any, name: str, asked_by: str, off: str) -> Any:
+    """A method that not every autoencoder of one's own has to have."""
+    if not hasattr(autoencoder, name):
+        raise ValueError(
+            f"{asked_by} needs an autoencoder with a method {name}, and {type(autoencoder).__name__} has none; "
+            f"give it one, or set {asked_by} to {off}"
+        )
+    return getattr(autoencoder, name)
 
 
 def open_encoder(settings: TrainAutoencoder, image_size: int) -> TrainedTransformer | None:

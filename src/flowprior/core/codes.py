@@ -1,4 +1,4 @@
-"""What an autoencoder's bottleneck gives, and objectives read."""
+"""Codes: latents with their posterior or their assignments to codes; bottlenecks give them, objectives read them."""
 
 from typing import NamedTuple
 

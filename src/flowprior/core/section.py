@@ -1,4 +1,4 @@
-"""What every section of the parameters is made of; pydantic only, so that mistakes are told without torch."""
+"""Section: the strict, frozen base class of all sections of the parameters; pydantic only, without torch."""
 
 from pydantic import BaseModel, ConfigDict
 

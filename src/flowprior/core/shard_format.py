@@ -1,4 +1,4 @@
-"""Whether what a manifest and a tar say of shards can be true; they may come from strangers."""
+"""Checks of the manifests and tar headers of shards that may come from strangers."""
 
 import math
 from pathlib import Path

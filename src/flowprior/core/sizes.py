@@ -1,4 +1,4 @@
-"""Whether a model and a state go together, asked before either takes memory."""
+"""Checks that weights fit a model, by names and shapes, before either takes memory."""
 
 from collections.abc import Callable, Mapping
 

@@ -62,9 +62,14 @@ class Trained(NamedTuple):
 
 
 def _check_sizes(config: object, most: int) -> None:
-    """No size of a model is negative or exceeds the number of its weights: the meta device is not free of all cost."""
-    if isinstance(config, dict | list):
-        for value in config.values() if isinstance(config, dict) else config:
+    """No size of a model is negative or exceeds the number of its weights: the meta device is not free of all cost.
+
+    `options` are a plugin's own, and need not be sizes.
+    """
+    if isinstance(config, dict):
+        config = [value for key, value in config.items() if key != "options"]
+    if isinstance(config, list):
+        for value in config:
             _check_sizes(value, most)
     elif isinstance(config, int) and not 0 <= config <= most:
         raise ValueError(f"a size of {config} with {most} weights")

@@ -26,7 +26,7 @@ from flowprior.reconstruction.terms import AdversarialTerm, ImageLosses, Percept
 
 
 def train_ae(cfg: Params, facts: Facts) -> Work:
-    """Reconstruction and what judges it, and the objective on the latents.
+    """Work of train_ae: reconstruction and what judges it, and the objective on the latents.
 
     Terms are added one after the other, so that it is known what each costs.
 
@@ -122,7 +122,7 @@ class _Pull:
 
 
 def encode_latents(cfg: Params, facts: Facts) -> Work:
-    """Every image and, where asked for, its mirror image; the held-out ones also back again."""
+    """Work of encode_latents: every image and, where asked for, its mirror image; the held-out ones also back again."""
     settings = cfg.encode_latents
     views = 2 if settings.flip else 1
     num_images = facts.train_images + facts.held_out_images

@@ -30,7 +30,7 @@ DRAWS = 8
 
 
 def train_mar(cfg: Params, facts: Facts) -> Work:
-    """Steps on latents and labels.
+    """Work of train_mar: steps on latents and labels.
 
     Raises:
         UncountedError: The generator is a plugin that does not run on the meta device.
@@ -54,7 +54,7 @@ def train_mar(cfg: Params, facts: Facts) -> Work:
 
 
 def sample_eval(cfg: Params, facts: Facts) -> Work:
-    """Images without guidance and as many with it."""
+    """Work of sample_eval: images without guidance and as many with it."""
     settings = cfg.sample_eval
     frozen: dict[str, Any] = {}
     uncounted: list[str] = []

@@ -12,7 +12,7 @@ from flowprior.flow.path import group_vectors
 
 
 def extract_features(cfg: Params, facts: Facts) -> Work:
-    """Vectors in float16, and the transformer's passes where it is one that timm knows by name."""
+    """Work of extract_features: vectors in float16, and the passes of a transformer that timm knows by name."""
     size = 2 * facts.feature_dim * facts.feature_vectors
     vit, batch = feature_transformer(cfg), cfg.extract_features.batch_images
     if vit is None:
@@ -30,13 +30,13 @@ def extract_features(cfg: Params, facts: Facts) -> Work:
 
 
 def project(cfg: Params, facts: Facts) -> Work:
-    """The vectors again in fewer dims, in float32."""
+    """Work of project: the projected vectors in float32."""
     size = 4 * cfg.project.dim * facts.feature_vectors
     return Work(size, uncounted=_unknown_features(cfg, facts))
 
 
 def train_flow(cfg: Params, facts: Facts) -> Work:
-    """Steps on vectors that share times in groups."""
+    """Work of train_flow: steps on vectors that share times in groups."""
     settings = cfg.train_flow
     velocity = velocity_network(cfg)
     size, groups = (

@@ -1,4 +1,4 @@
-"""A training session on the meta device, in which a stage's own loss terms take their place without a run."""
+"""Rehearsal: a training session on the meta device, which counts what a stage's own loss terms cost."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What a stage does, as far as it costs, and how it is said that a part of it cannot be counted."""
+"""Work: operations, memory and disk of one stage, and the reason where a part of it cannot be counted."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

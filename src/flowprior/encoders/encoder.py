@@ -1,4 +1,4 @@
-"""A frozen network that turns images into tokens."""
+"""A frozen network that turns images into feature tokens."""
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,6 @@ class Encoder:
 
     @torch.no_grad()
     def on_device(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n D"]:
-        """The same where it computes, in the precision of the autocast it is called under."""
+        """Tokens of the images, left on the device that computes them, in the precision of the caller's autocast."""
         tokens: Tensor = self._network(images.to(self._device))
         return tokens

@@ -117,7 +117,7 @@ class DigitsEncoder:
         return self.on_device(images.to(self._device)).cpu()
 
     def on_device(self, images: Float[Tensor, "b 1 8 8"]) -> Float[Tensor, "b n D"]:
-        """The same where it computes."""
+        """Tokens of the images, left on the device that computes them."""
         tokens: Tensor = self._network.features(images)
         return tokens
 

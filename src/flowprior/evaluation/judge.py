@@ -91,7 +91,7 @@ class Unjudged:
 
     @classmethod
     def build(cls, material: Material) -> "Unjudged":
-        """Takes nothing."""
+        """Build the judge; it needs none of the material."""
         return cls()
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Names of the judges. What is new takes a line here; see `flowprior.core.registry`."""
+"""Registry of judges: a new one is a line, its name and `module:attribute`; see `flowprior.core.registry`."""
 
 from flowprior.core.registry import Registry
 

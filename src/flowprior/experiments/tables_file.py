@@ -94,9 +94,11 @@ class TablesFile(Section):
     seeds: list[int] = Field(min_length=1)
     """Every row runs once with each of them."""
     tables: dict[str, Table] = Field(min_length=1)
-    paper: dict[str, Published]
     columns: list[Column]
-    claims: list[Claim]
+    """What the tables show."""
+    paper: dict[str, Published] = Field(default={})
+    """What a paper reports for a table's rows."""
+    claims: list[Claim] = Field(default=[])
 
     @model_validator(mode="after")
     def _names_exist(self) -> "TablesFile":

@@ -10,7 +10,7 @@ GuidanceSchedule = Literal["linear", "constant"]
 
 
 class LatentShape(NamedTuple):
-    """What is generated.
+    """Sizes of the latents that a generator learns and draws.
 
     Attributes:
         num_tokens: Tokens n of an image.
@@ -53,7 +53,7 @@ class Generator(Protocol):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Generator":
-        """One of the same sizes, whose weights are still to be loaded."""
+        """Build an untrained generator of the same sizes, for weights to be loaded into."""
         ...
 
     def undecayed(self, decay: Any) -> tuple[str, ...]:
@@ -67,13 +67,13 @@ class Generator(Protocol):
         generator: torch.Generator,
         num_draws: int | None = None,
     ) -> Batch:
-        """What a step learns from: latents [b, n, d], labels [b], and all that is drawn but dropout."""
+        """Draw what a training step learns from: latents [b, n, d], labels [b], and all that is drawn but dropout."""
         ...
 
     def ready_to_sample(
         self, precision: Literal["fp32", "bf16"], compile: bool = False
     ) -> "Generator":
-        """Made faster for sampling, in place, once its weights are there."""
+        """Prepare a trained generator for fast sampling, in place: its precision, and torch.compile where asked for."""
         ...
 
     def sample(

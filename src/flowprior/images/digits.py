@@ -27,7 +27,8 @@ def read_digits() -> tuple[Any, Any]:
             return table[:, :-1], table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
 
 
 class Digits:

@@ -28,7 +28,7 @@ from flowprior.mar.shape import Decay, MARShape, Masking
 
 
 class MAR(nn.Module):
-    """See the module.
+    """A masked autoregressive generator of latents whose head is a flow; Li et al. 2024, App. C.4 of arXiv:2506.05240.
 
     A sequence's `orders` [b, n] is a permutation of its places; with `num_masked` m, the places
     `orders[:, :m]` are masked and the others visible, equally many in every sequence of a batch.

@@ -1,4 +1,4 @@
-"""What a process runs on, and what it used."""
+"""The machine that a stage runs on (CPU, GPU, threads, libraries), and the time and memory that it took."""
 
 import os
 import platform

@@ -31,7 +31,6 @@ def updated(text: str, root: Path) -> str:
         ValueError: There is no such block, or the report has no such table.
         OSError: A file of metrics cannot be read.
     """
-
     tables: Any = read_yaml(root / TABLES_FILE)
 
     def metrics(name: str) -> Any:

@@ -119,7 +119,7 @@ def _summary(one: Summary) -> str:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Their mean; None without any."""
+    """The mean of the values; None if there are none."""
     return sum(values) / len(values) if values else None
 
 
@@ -139,7 +139,7 @@ def image(png: bytes) -> str:
 
 
 def bold(cell: Cell) -> str:
-    """A cell in Markdown."""
+    """The text of a table's cell in Markdown, bold if it is the best of its column."""
     return f"**{cell.text}**" if cell.best else cell.text
 
 

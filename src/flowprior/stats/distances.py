@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Distortion(NamedTuple):
-    """Of the ratio of distances behind and before a map, over random pairs, divided by its mean.
+    """How evenly a map scales distances: spread of the ratio after / before over random pairs, divided by its mean.
 
     Attributes:
         std: Standard deviation; 0 means that all distances shrink alike.

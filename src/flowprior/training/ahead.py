@@ -1,4 +1,4 @@
-"""Batches made one ahead, in a thread, while the present one is used."""
+"""Ahead: prefetches the next batch in a thread while the present one is used."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

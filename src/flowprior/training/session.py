@@ -49,7 +49,7 @@ from flowprior.training.plan import NonFiniteError, Optimizer, OtherCodeError, P
 
 
 class Session:
-    """See the module.
+    """One stage in training on one or many ranks: learners, checkpoints, curves, tracking, and where to go on.
 
     Args:
         stage: Its name; also the folder of its checkpoints.
