@@ -85,8 +85,8 @@ def test_knobs_rerun_what_they_can_change_and_again_nothing(repository: Path) ->
     differences = run(["dvc", "metrics", "diff", "--all"], repository)
     assert "psnr_db" in differences
     assert len(differences.splitlines()) <= 20
-    again = ["dvc", "exp", "run", "--temp", "-n", "again", "-S", "align.weight=0.05"]
-    output = run(again, repository)
+    run(["git", "checkout", "--quiet", "--", "."], repository)
+    output = run(["dvc", "exp", "run", "-n", "again", "-S", "align.weight=0.05"], repository)
     assert stages_run(output) == []
     assert output.count("is cached - skipping run") == len(STAGES[3:]) + 1  # and the summary
     output = run(["dvc", "exp", "run", "-S", "train_ae.steps=20", "train_ae"], repository)
