@@ -16,13 +16,14 @@ agent() {
 }
 
 losses() {
-  python -c 'import json, sys
+  python -c 'import json, pathlib, sys
 keys = {"train_flow": "held_out_loss", "train_ae": "loss", "train_mar": "held_out_loss"}
-print(sys.argv[1], *(f"{stage} {json.load(open(f"metrics/{stage}.json"))[key]:.6f}" for stage, key in keys.items()))' "$1"
+read = lambda stage: json.loads(pathlib.Path(f"metrics/{stage}.json").read_text())
+print(sys.argv[1], *(f"{stage} {read(stage)[key]:.6f}" for stage, key in keys.items()))' "$1"
 }
 
 rm -rf .ckpt
-for stage in "${stages[@]}"; do python "stages/$stage.py" > /dev/null; done
+for stage in "${stages[@]}"; do python "stages/$stage.py" > "one-rank-$stage.log" 2>&1; done
 losses "one rank:  "
 rm -rf .ckpt
 for stage in "${stages[@]}"; do
