@@ -18,7 +18,7 @@ from flowprior.cli.app import app
 from flowprior.config.presets import leaves, resolve
 from flowprior.encoders.names import ENCODERS
 from flowprior.evaluation.names import JUDGES
-from flowprior.experiments.listing import parse_settings, with_settings
+from flowprior.experiments.planned import parse_settings, with_settings
 from flowprior.experiments.tables_file import read_tables_file
 from flowprior.features.names import SOURCES as FEATURES
 from flowprior.generators.names import GENERATORS

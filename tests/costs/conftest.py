@@ -13,7 +13,7 @@ from flowprior.config.yaml12 import read_yaml
 from flowprior.costs.facts import assumed
 from flowprior.costs.stages import STAGES, count
 from flowprior.costs.work import Work
-from flowprior.experiments.listing import with_settings
+from flowprior.experiments.planned import with_settings
 
 from .project import write_project
 

@@ -17,7 +17,7 @@ from flowprior.costs.plan import describe
 from flowprior.costs.plugin_check import REGISTRIES, plugins_of
 from flowprior.costs.preflight import preflight
 from flowprior.costs.stages import count
-from flowprior.experiments.listing import with_settings
+from flowprior.experiments.planned import with_settings
 
 from .project import write_project
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowprior.experiments.listing import Experiment, entries, experiments
+from flowprior.experiments.planned import Experiment, entries, experiments
 from flowprior.experiments.tables_file import read_tables_file
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def listed(root: Path) -> list[Experiment]:
+def planned(root: Path) -> list[Experiment]:
     """The experiments of a repository's tables file."""
     return experiments(entries(read_tables_file(root / "tables.yaml"), root))
 

@@ -19,7 +19,7 @@ from flowprior.experiments.results import load_all, save
 from flowprior.experiments.runner import WORKERS, ExperimentError, environment, try_lock
 from flowprior.experiments.status import missing
 
-from .conftest import ROOT, listed, run_git
+from .conftest import ROOT, planned, run_git
 from .test_results import result_of
 
 COMMAND = """
@@ -89,7 +89,7 @@ def test_two_workers_run_all_and_one_that_fails_stops_nothing(
 ) -> None:
     """It is named with its reason and its log; results are there and pushed; git is clean but for them."""
     (fake_dvc / "fail-lost-s1").touch()
-    outcome = run_all(repository, listed(repository), workers=2)
+    outcome = run_all(repository, planned(repository), workers=2)
     names = ["kl-s0", "kl-s1", "lost-s0", "semantic-s0", "semantic-s1"]
     assert sorted(outcome.done) == sorted(load_all(repository)) == names
     log = ".ckpt/tables/lost-s1.log"
@@ -97,7 +97,7 @@ def test_two_workers_run_all_and_one_that_fails_stops_nothing(
     assert outcome.failed == {"lost-s1": said}
     assert f"lost-s1: FAILED: {said}" in capsys.readouterr().out
     assert "Running stages" in (repository / log).read_text()
-    assert missing(repository) == [one for one in listed(repository) if one.name == "lost-s1"]
+    assert missing(repository) == [one for one in planned(repository) if one.name == "lost-s1"]
     refs = run_git(repository, "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps").split()
     assert sorted(refs) == names
     assert clones(repository) == []
@@ -108,7 +108,7 @@ def test_two_workers_run_all_and_one_that_fails_stops_nothing(
 
 def test_a_result_says_what_made_it(repository: Path, fake_dvc: Path) -> None:
     """Parameters, versions, commit, which stages ran and what they cost, apart from the facts."""
-    one = next(one for one in listed(repository) if one.name == "kl-s1")
+    one = next(one for one in planned(repository) if one.name == "kl-s1")
     result = run_one(repository, one)
     assert result == load_all(repository)["kl-s1"]
     assert (result.preset, result.seed) == ("smoke", 1)
@@ -129,7 +129,7 @@ def test_a_result_says_what_made_it(repository: Path, fake_dvc: Path) -> None:
 
 def test_an_old_result_is_there_until_the_new_one_is(repository: Path, fake_dvc: Path) -> None:
     """A run that fails leaves it."""
-    one = listed(repository)[0]
+    one = planned(repository)[0]
     old = result_of(one, metrics={"train_ae.score": 0.1})
     save(repository, old)
     (fake_dvc / f"fail-{one.name}").touch()
@@ -143,7 +143,7 @@ def test_an_old_result_is_there_until_the_new_one_is(repository: Path, fake_dvc:
 
 def test_what_ran_with_other_parameters_is_no_result(repository: Path, fake_dvc: Path) -> None:
     """Such as what is committed meanwhile."""
-    one = listed(repository)[0]
+    one = planned(repository)[0]
     params = repository / "params.yaml"
     params.write_text(params.read_text().replace("weight: 0.01", "weight: 0.02"))
     run_git(repository, "commit", "-qam", "another weight")
@@ -187,7 +187,7 @@ def test_the_clone_of_a_killed_worker_is_replaced(repository: Path, fake_dvc: Pa
     assert len(clones(repository)) == 2
     (clones(repository)[0] / ".git/index.lock").touch()
 
-    alone = next(one for one in listed(repository) if one.name in orphans)
+    alone = next(one for one in planned(repository) if one.name in orphans)
     with pytest.raises(ExperimentError, match="another process is running it"):
         run_one(repository, alone)
     assert len(clones(repository)) == 2
@@ -228,14 +228,14 @@ def test_two_commands_do_not_run_the_same(repository: Path, fake_dvc: Path) -> N
     (fake_dvc / "hang").unlink()
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert sorted(events(fake_dvc, "start")) == sorted(one.name for one in listed(repository))
+    assert sorted(events(fake_dvc, "start")) == sorted(one.name for one in planned(repository))
     assert said[1].count("another process is running it") >= 2
     assert missing(repository) == []
 
 
 def test_results_that_were_lost_are_taken_from_dvc(repository: Path, fake_dvc: Path) -> None:
     """Without running anything; where they ran and what they cost is not known then."""
-    everything = listed(repository)
+    everything = planned(repository)
     run_all(repository, everything[:3], workers=2, say=lambda line: None)
     before = load_all(repository)
     for name in before:
@@ -250,14 +250,14 @@ def test_results_that_were_lost_are_taken_from_dvc(repository: Path, fake_dvc: P
 
 def test_what_dvc_has_of_other_parameters_is_not_taken(repository: Path, fake_dvc: Path) -> None:
     """It says so, and takes the others."""
-    everything = listed(repository)
+    everything = planned(repository)
     run_all(repository, everything[:2], workers=1, say=lambda line: None)
     tables = repository / "tables.yaml"
     tables.write_text(tables.read_text().replace("prior.source=semantic", "prior.source=textual"))
     for path in (repository / "metrics/experiments").iterdir():
         path.unlink()
     said: list[str] = []
-    assert collect(repository, listed(repository), say=said.append) == ["lost-s0"]
+    assert collect(repository, planned(repository), say=said.append) == ["lost-s0"]
     assert len(said) == 1
     assert "semantic-s0: not taken: semantic-s0: what ran there has other parameters" in said[0]
 
@@ -311,6 +311,6 @@ def test_without_dvc_it_says_so(repository: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_script_in_dvcs_place_writes_json(repository: Path, fake_dvc: Path) -> None:
     """Its stages are those of the pipeline."""
-    run_one(repository, listed(repository)[0])
+    run_one(repository, planned(repository)[0])
     kept = json.loads((repository / "metrics/experiments/semantic-s0.json").read_text())
     assert {key.split(".")[0] for key in kept["metrics"]} == set(kept["params"])

@@ -14,7 +14,7 @@ from flowprior.config.schema import STAGES
 from flowprior.config.versions import NEUTRAL, VERSIONS
 from flowprior.core.io import ArtifactError, write_json
 from flowprior.experiments import results
-from flowprior.experiments.listing import Experiment, experiment
+from flowprior.experiments.planned import Experiment, experiment
 from flowprior.experiments.results import Result, outdated_stages
 
 from .conftest import ROOT

@@ -9,7 +9,7 @@ import pytest
 from flowprior.experiments.runner import ExperimentError
 from flowprior.experiments.slurm import slurm_script
 
-from .conftest import listed, run_git
+from .conftest import planned, run_git
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def pushed(repository: Path) -> Path:
 
 def test_a_task_runs_one_experiment(pushed: Path) -> None:
     """From a clone of origin at this commit; the shell can read it."""
-    script = slurm_script(pushed, listed(pushed), ["--gpus=1", "--time=01:00:00"])
+    script = slurm_script(pushed, planned(pushed), ["--gpus=1", "--time=01:00:00"])
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     lines = script.splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
@@ -35,20 +35,20 @@ def test_a_task_runs_one_experiment(pushed: Path) -> None:
         "#SBATCH --time=01:00:00",
     ]
     names = lines[lines.index("names=(") + 1 : lines.index(")")]
-    assert [name.strip() for name in names] == [one.name for one in listed(pushed)]
+    assert [name.strip() for name in names] == [one.name for one in planned(pushed)]
     assert f"git clone --quiet {pushed.parent / 'origin.git'} " in script
     assert run_git(pushed, "rev-parse", "HEAD").strip() in script
     assert f"export PATH={Path(sys.executable).parent}:$PATH" in script
     assert 'flowprior tables --run "$name"\n' in script
     assert (pushed / ".ckpt/tables").is_dir()
-    other = slurm_script(pushed, listed(pushed)[:1], tables=Path("mine.yaml"))
+    other = slurm_script(pushed, planned(pushed)[:1], tables=Path("mine.yaml"))
     assert f'--run "$name" --file {pushed}/mine.yaml\n' in other
     assert "#SBATCH --array=0-0" in other
 
 
 def test_what_a_job_cannot_do_without_is_asked_for(repository: Path) -> None:
     """A remote, and that it has what is to run."""
-    one = listed(repository)[:1]
+    one = planned(repository)[:1]
     with pytest.raises(ExperimentError, match="no experiment"):
         slurm_script(repository, [])
     with pytest.raises(ExperimentError, match="git remote add origin"):

@@ -11,7 +11,7 @@ from flowprior.experiments.results import save
 from flowprior.experiments.runner import ExperimentError
 from flowprior.experiments.status import check_tree, missing, survey
 
-from .conftest import ROOT, listed, run_git
+from .conftest import ROOT, planned, run_git
 from .test_results import result_of
 
 
@@ -24,7 +24,7 @@ def test_what_has_no_result_is_missing(repository: Path) -> None:
     """All at first; those with a result of other parameters or versions too, unless they will do."""
     everything = ["semantic-s0", "lost-s0", "kl-s0", "semantic-s1", "lost-s1", "kl-s1"]
     assert names(repository) == everything
-    for one in listed(repository):
+    for one in planned(repository):
         if one.name != "kl-s0":
             save(repository, result_of(one))
     assert names(repository) == ["kl-s0"]
@@ -77,7 +77,7 @@ def test_edits_that_leave_behaviour_as_it_is_make_no_result_old(
 def test_experiments_start_from_what_is_committed(repository: Path, file: str) -> None:
     """Files that are changed or new are named; results of experiments are no reason."""
     check_tree(repository)
-    save(repository, result_of(listed(repository)[0]))
+    save(repository, result_of(planned(repository)[0]))
     (repository / "notes.txt").write_text("mine\n")
     check_tree(repository)
     path = repository / file

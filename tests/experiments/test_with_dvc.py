@@ -11,13 +11,13 @@ import pytest
 from flowprior.config.versions import VERSIONS
 from flowprior.experiments.campaign import Outcome, run_all, run_one
 from flowprior.experiments.collect import collect, dvc_experiments
-from flowprior.experiments.listing import Experiment
+from flowprior.experiments.planned import Experiment
 from flowprior.experiments.results import load_all
 from flowprior.experiments.runner import WORKERS, tools
 from flowprior.experiments.slurm import slurm_script
 from flowprior.experiments.status import missing
 
-from .conftest import copy_of_the_tree, listed, run_git, write_tables
+from .conftest import copy_of_the_tree, planned, run_git, write_tables
 from .test_campaign import at_work_below, clones, start, wait_until
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     run_git(root, "commit", "-qam", "tables of the tests")
     with pytest.MonkeyPatch.context() as patch:
         settle_in(root, patch)
-        return root, run_all(root, listed(root), workers=2)
+        return root, run_all(root, planned(root), workers=2)
 
 
 def settle_in(root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def copied(ran: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.Monkey
 
 def named(root: Path, name: str) -> Experiment:
     """An experiment of a repository by its name."""
-    return next(one for one in listed(root) if one.name == name)
+    return next(one for one in planned(root) if one.name == name)
 
 
 def test_results_come_of_dvcs_runs(ran: tuple[Path, Outcome]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowprior.config.versions import VERSIONS
 from flowprior.config.yaml12 import read_yaml
-from flowprior.experiments.listing import Entry, Experiment, entries, experiments
+from flowprior.experiments.planned import Entry, Experiment, entries, experiments
 from flowprior.experiments.results import Result
 from flowprior.experiments.tables_file import TablesFile, read_tables_file
 from flowprior.report import contents

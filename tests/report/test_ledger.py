@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowprior.config.schema import STAGES
-from flowprior.experiments.listing import params_with
+from flowprior.experiments.planned import params_with
 from flowprior.report import ledger
 
 from .conftest import Results

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowprior.experiments.listing import Entry
+from flowprior.experiments.planned import Entry
 from flowprior.experiments.tables_file import TablesFile
 from flowprior.report import command, contents, page
 from flowprior.report.contents import Report, build

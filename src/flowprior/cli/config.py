@@ -16,7 +16,7 @@ from flowprior.config.presets import Resolved, leaves, resolve
 from flowprior.config.schema import STAGES
 from flowprior.config.yaml12 import read_yaml
 from flowprior.core.root import find_root
-from flowprior.experiments.listing import parse_settings, with_settings
+from flowprior.experiments.planned import parse_settings, with_settings
 
 FROM_COMMAND = "--set"
 """What stands for the file of a value that is set on the command line."""

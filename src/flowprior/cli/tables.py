@@ -11,7 +11,7 @@ from flowprior.cli.options import whole_number
 from flowprior.core.root import find_root
 
 if TYPE_CHECKING:
-    from flowprior.experiments.listing import Experiment
+    from flowprior.experiments.planned import Experiment
 
 FAILED = 1
 

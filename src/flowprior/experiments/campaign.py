@@ -16,8 +16,8 @@ from typing import NamedTuple
 from flowprior.config.messages import ParamsError
 from flowprior.core.io import ArtifactError
 from flowprior.experiments.git import GitError, git
-from flowprior.experiments.listing import Experiment
 from flowprior.experiments.one_gpu import visible_gpus
+from flowprior.experiments.planned import Experiment
 from flowprior.experiments.results import FOLDER, Result, load, outdated_stages, save
 from flowprior.experiments.runner import (
     LOGS,

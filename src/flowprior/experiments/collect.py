@@ -7,7 +7,7 @@ from pathlib import Path
 from flowprior.config.messages import ParamsError
 from flowprior.core.io import ArtifactError
 from flowprior.experiments.git import GitError, export, git
-from flowprior.experiments.listing import Experiment
+from flowprior.experiments.planned import Experiment
 from flowprior.experiments.results import read_workspace, save
 
 READ = ("params.yaml", "presets", "plugins", "metrics", "src")

@@ -18,8 +18,8 @@ from typing import IO
 
 from flowprior.config.yaml12 import read_yaml
 from flowprior.experiments.git import GitError, git
-from flowprior.experiments.listing import Experiment, dvc_overrides
 from flowprior.experiments.one_gpu import visible_gpus
+from flowprior.experiments.planned import Experiment, dvc_overrides
 from flowprior.experiments.results import COSTS, Result, read_workspace
 
 LOGS = Path(".ckpt/tables")

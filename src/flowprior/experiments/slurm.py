@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowprior.experiments.git import GitError, git
-from flowprior.experiments.listing import Experiment
+from flowprior.experiments.planned import Experiment
 from flowprior.experiments.results import FOLDER
 from flowprior.experiments.runner import LOGS, ExperimentError
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flowprior.config.messages import ParamsError
 from flowprior.experiments.git import GitError, git
-from flowprior.experiments.listing import Experiment, entries, experiments
+from flowprior.experiments.planned import Experiment, entries, experiments
 from flowprior.experiments.results import FOLDER, Result, load_all, outdated_stages
 from flowprior.experiments.runner import ExperimentError
 from flowprior.experiments.tables_file import TABLES_FILE, read_tables_file

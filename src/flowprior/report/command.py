@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowprior.core.io import write_atomic
 from flowprior.experiments.collect import collect
-from flowprior.experiments.listing import entries
+from flowprior.experiments.planned import entries
 from flowprior.experiments.results import load_all
 from flowprior.experiments.status import missing
 from flowprior.experiments.tables_file import TABLES_FILE, read_tables_file

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flowprior.config.schema import Params
 from flowprior.experiments.claims import Finding, Summary, findings, summary
-from flowprior.experiments.listing import Entry, experiments, params_with
+from flowprior.experiments.planned import Entry, experiments, params_with
 from flowprior.experiments.results import Result
 from flowprior.experiments.status import status
 from flowprior.experiments.tables_file import TablesFile
@@ -98,7 +98,7 @@ def build(
     Args:
         root: The repository.
         file: Its tables.yaml, or another.
-        entries: The rows of that file, see `experiments.listing.entries`.
+        entries: The rows of that file, see `experiments.planned.entries`.
         results: Results by name; those that no row asks for are passed over.
     """
     statuses = [status(one, results.get(one.name)) for one in experiments(entries)]

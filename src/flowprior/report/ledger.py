@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowprior.config.schema import STAGES, Params
-from flowprior.experiments.listing import params_with
+from flowprior.experiments.planned import params_with
 from flowprior.experiments.results import Result
 
 

@@ -1,4 +1,4 @@
-"""From rows of `tables.yaml` to experiments: each a name, what it sets, and all parameters that result from that."""
+"""Planned experiments: rows of `tables.yaml` with a seed, each with what it sets and all parameters that result."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -14,7 +14,7 @@ from flowprior.config.messages import ParamsError
 from flowprior.config.presets import resolve
 from flowprior.config.schema import STAGES
 from flowprior.config.yaml12 import read_yaml
-from flowprior.experiments.listing import (
+from flowprior.experiments.planned import (
     dvc_overrides,
     entries,
     experiment,
@@ -22,7 +22,7 @@ from flowprior.experiments.listing import (
 )
 from flowprior.experiments.tables_file import read_tables_file
 
-from .conftest import ROOT, listed, write_tables
+from .conftest import ROOT, planned, write_tables
 
 
 def test_the_committed_file_has_the_rows_of_the_papers_tables() -> None:
@@ -44,7 +44,7 @@ def test_what_a_table_sets_goes_for_its_rows(repository: Path) -> None:
     tables = {"one": {"title": "One", "sets": "align.weight=0.5 prior.source=textual"}}
     tables["one"]["rows"] = {"a": "seed=0", "b": "align.weight=0.25"}
     write_tables(repository / "tables.yaml", tables=tables, seeds=[0])
-    found = listed(repository)
+    found = planned(repository)
     assert [one.params["train_ae"]["align"]["weight"] for one in found] == [0.5, 0.25]
     assert {one.params["extract_features"]["prior"]["source"] for one in found} == {"textual"}
     assert found[1].settings.count("align.weight=0.25") == 1
@@ -161,13 +161,13 @@ def test_a_mistake_in_the_file_is_told(
 ) -> None:
     write_tables(repository / "tables.yaml", **changes)
     with pytest.raises(ParamsError, match=re.escape(said)):
-        listed(repository)
+        planned(repository)
 
 
 def test_a_file_that_is_no_mapping_is_told(repository: Path) -> None:
     (repository / "tables.yaml").write_text(yaml.safe_dump(["a"]))
     with pytest.raises(ParamsError, match=r"tables\.yaml"):
-        listed(repository)
+        planned(repository)
     (repository / "tables.yaml").unlink()
     with pytest.raises(ParamsError, match="does not exist"):
-        listed(repository)
+        planned(repository)
