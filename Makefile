@@ -72,9 +72,9 @@ preflight: setup
 
 setup: $(STAMP)
 
-# uv from the machine, or one of .venv's own. Bytecode is compiled here, once: where it cannot be written later (PYTHONDONTWRITEBYTECODE, a
-# read-only tree), every process would compile all of torch and timm again, 15 s each time. With TORCH_INDEX, torch and torchvision both come from there, and the pins
-# of the CUDA builds do not apply.
+# uv from the machine, or one of .venv's own. Bytecode is compiled here, once: where it cannot be written later
+# (PYTHONDONTWRITEBYTECODE, a read-only tree), every process would compile torch and timm again, for seconds. With
+# TORCH_INDEX, torch and torchvision both come from there, and the pins of the CUDA builds do not apply.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowprior needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	rm -rf $(VENV)
