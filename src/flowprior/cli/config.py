@@ -16,7 +16,7 @@ from flowprior.config.presets import Resolved, leaves, resolve
 from flowprior.config.schema import STAGES
 from flowprior.config.yaml12 import read_yaml
 from flowprior.core.root import find_root
-from flowprior.experiments.planned import parse_settings, with_settings
+from flowprior.experiments.planned import has_key, parse_settings, with_settings
 
 FROM_COMMAND = "--set"
 """What stands for the file of a value that is set on the command line."""
@@ -75,18 +75,10 @@ def _resolve(settings: Sequence[str]) -> Resolved:
     preset = f"presets/{resolved.params.preset}.yaml"
     origins = {}
     for key, _ in leaves(resolved.params.model_dump(mode="json")):
-        origin = resolved.origins.get(key) or ("params.yaml" if _has(tree, key) else preset)
+        origin = resolved.origins.get(key) or ("params.yaml" if has_key(tree, key) else preset)
         is_set = any(f"{key}.".startswith(f"{changed}.") for changed in changes)
         origins[key] = FROM_COMMAND if is_set and origin == "params.yaml" else origin
     return Resolved(resolved.params, origins)
-
-
-def _has(tree: object, key: str) -> bool:
-    for name in key.split("."):
-        if not isinstance(tree, Mapping) or name not in tree:
-            return False
-        tree = tree[name]
-    return True
 
 
 def as_yaml(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:

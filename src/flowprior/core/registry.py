@@ -18,6 +18,8 @@ from typing import Any
 from flowprior.core.root import find_root
 
 PLUGINS = "plugins"
+PLUGIN = re.compile(rf"{PLUGINS}\.(\w+)\.(\w+):(\w+)")
+"""How parameters name a user's own: room and module are its folder and file, then its name there."""
 
 
 class Registry:
@@ -71,7 +73,7 @@ class Registry:
 
     def _plugin(self, name: str) -> tuple[Path, str]:
         """File and attribute of a user's own."""
-        parts = re.fullmatch(rf"{PLUGINS}\.(\w+)\.(\w+):(\w+)", name)
+        parts = PLUGIN.fullmatch(name)
         if parts is None:
             own = f"your own: {PLUGINS}.{self.room}.<module>:<name>"
             raise ValueError(f"found {name!r}, {allowed(name, self.homes)}; {own}")
@@ -87,19 +89,31 @@ class Registry:
         return path.resolve(), attribute
 
 
-def plugin_digests(tree: object) -> dict[str, str]:
+def plugin_names(tree: object) -> Iterator[str]:
+    """The plugins that some parameters (plain values, nested) name."""
+    if isinstance(tree, Mapping):
+        for part in tree.values():
+            yield from plugin_names(part)
+    elif isinstance(tree, str) and PLUGIN.fullmatch(tree):
+        yield tree
+
+
+def plugin_digests(tree: object, root: Path | None = None) -> dict[str, str]:
     """Sha256 of the file of every plugin that some parameters name, by the plugin's name.
 
     Args:
         tree: Parameters as plain values, nested.
+        root: The repository; None: the one around the working directory.
+
+    Raises:
+        OSError: A file cannot be read.
     """
-    if isinstance(tree, Mapping):
-        return {k: v for part in tree.values() for k, v in plugin_digests(part).items()}
-    parts = re.fullmatch(rf"{PLUGINS}\.(\w+)\.(\w+):\w+", tree) if isinstance(tree, str) else None
-    if parts is None:
-        return {}
-    path = find_root() / PLUGINS / parts[1] / f"{parts[2]}.py"
-    return {str(tree): hashlib.sha256(path.read_bytes()).hexdigest()}
+    digests = {}
+    for name in plugin_names(tree):
+        _, room, module = name.partition(":")[0].split(".")
+        file = (root or find_root()) / PLUGINS / room / f"{module}.py"
+        digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digests
 
 
 def allowed(found: str, choices: Iterable[str]) -> str:

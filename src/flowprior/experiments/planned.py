@@ -1,7 +1,6 @@
 """Planned experiments: rows of `tables.yaml` with a seed, each with what it sets and all parameters that result."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +9,8 @@ from flowprior.config.messages import ParamsError
 from flowprior.config.presets import resolve
 from flowprior.config.schema import STAGES, Params
 from flowprior.config.yaml12 import read_yaml
-from flowprior.core.io import file_digest
-from flowprior.core.registry import PLUGINS
+from flowprior.core.registry import plugin_digests
 from flowprior.experiments.tables_file import TablesFile
-
-PLUGIN = re.compile(rf"{PLUGINS}\.(\w+)\.(\w+):\w+")
-"""How parameters name a user's own code: room and module are its folder and file."""
 
 
 class Experiment(NamedTuple):
@@ -170,32 +165,15 @@ def with_settings(tree: object, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def dvc_overrides(settings: Sequence[str], tree: object) -> list[str]:
     """The settings as `dvc exp run -S` takes them: `+key=value` where params.yaml lacks the key."""
-    return [setting if _has(tree, _key(setting)) else f"+{setting}" for setting in settings]
-
-
-def plugin_digests(params: Mapping[str, Mapping[str, Any]], root: Path) -> dict[str, str]:
-    """Sha256 of the file of each plugin that parameters name."""
-    digests = {}
-    for name in sorted(set(plugin_names(params))):
-        room, module = PLUGIN.fullmatch(name).groups()  # type: ignore[union-attr]
-        digests[name] = file_digest(root / PLUGINS / room / f"{module}.py")
-    return digests
-
-
-def plugin_names(value: object) -> Iterator[str]:
-    """The plugins that a value or any value within it names."""
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            yield from plugin_names(inner)
-    elif isinstance(value, str) and PLUGIN.fullmatch(value):
-        yield value
+    return [setting if has_key(tree, _key(setting)) else f"+{setting}" for setting in settings]
 
 
 def _key(setting: str) -> str:
     return setting.partition("=")[0].removeprefix("+")
 
 
-def _has(tree: object, key: str) -> bool:
+def has_key(tree: object, key: str) -> bool:
+    """Whether nested mappings have a dotted key."""
     for name in key.split("."):
         if not isinstance(tree, Mapping) or name not in tree:
             return False

@@ -15,7 +15,8 @@ from flowprior.config.presets import resolve
 from flowprior.config.schema import STAGES
 from flowprior.config.versions import VERSIONS, without_neutral
 from flowprior.core.io import ArtifactError, read_json, write_json
-from flowprior.experiments.planned import Experiment, plugin_digests, plugin_names
+from flowprior.core.registry import plugin_digests, plugin_names
+from flowprior.experiments.planned import Experiment
 
 FOLDER = Path("metrics/experiments")
 SCHEMA = 2
