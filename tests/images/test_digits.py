@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from flowprior.images.digits import Digits
+from flowprior.images.digits import Digits, read_digits
 from flowprior.images.opening import open_images
 from flowprior.images.sets import SPLITS
 
@@ -31,6 +31,17 @@ def test_digits_are_those_of_scikit_learn_each_in_one_split() -> None:
         flat = digits.images(range(len(digits))).flatten(1).double()
         found += [(tuple(p.tolist()), int(y)) for p, y in zip(flat, digits.labels, strict=True)]
     assert sorted(found) == expected
+
+
+def test_without_scikit_learns_file_they_come_from_its_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another release may keep them elsewhere."""
+    pixels, labels = read_digits()
+    monkeypatch.setattr("flowprior.images.digits.find_spec", lambda _: None)
+    for found, expected in zip(read_digits(), (pixels, labels), strict=True):
+        assert found.dtype == expected.dtype
+        assert (found == expected).all()
 
 
 def test_a_fifth_of_every_digit_is_held_out() -> None:
