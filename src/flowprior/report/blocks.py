@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowprior.config.yaml12 import read_yaml
 from flowprior.core.registry import allowed
 from flowprior.core.root import find_root
 from flowprior.experiments.claims import summary
-from flowprior.experiments.tables_file import TABLES_FILE
+from flowprior.experiments.tables_file import TABLES_FILE, read_tables_file
 from flowprior.report.contents import plus_minus
 from flowprior.report.page import ENVIRONMENT, TEMPLATES
 
@@ -31,7 +30,7 @@ def updated(text: str, root: Path) -> str:
         ValueError: There is no such block, or the report has no such table.
         OSError: A file of metrics cannot be read.
     """
-    tables: Any = read_yaml(root / TABLES_FILE)
+    paper = read_tables_file(root / TABLES_FILE).paper
 
     def metrics(name: str) -> Any:
         return json.loads((root / f"metrics/{name}.json").read_text(encoding="utf-8"))
@@ -50,7 +49,7 @@ def updated(text: str, root: Path) -> str:
             metrics=metrics,
             over_seeds=over_seeds,
             mean_std=lambda values, digits: plus_minus(summary(values), digits),
-            paper=tables["paper"],
+            paper=paper,
             report_table=lambda title: report_table(root, title),
         )
         mark = f"{name}: {argument}" if argument else name
