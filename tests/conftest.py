@@ -1,9 +1,11 @@
 """What several folders of tests need."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,20 @@ from torch import nn
 from flowprior.core import rng
 
 from .strangers import MARKER
+
+HOLDER = """
+import fcntl, pathlib, sys
+lock = pathlib.Path(sys.argv[1])
+lock.parent.mkdir(parents=True, exist_ok=True)
+file = lock.open("a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.truncate(0)
+file.write("process 123 on elsewhere")
+file.flush()
+print("held", flush=True)
+sys.stdin.readline()
+lock.with_name("released").touch()
+"""
 
 
 def pytest_configure() -> None:
@@ -79,3 +95,26 @@ def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield write
     for name in [name for name in sys.modules if name.split(".")[0] == "plugins"]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def holder() -> Iterator[Any]:
+    """Starts another process that holds a lock until it is sent a line."""
+    started = []
+
+    def start(lock: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(lock)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from flowprior.cli.app import app
 
 from ..costs.project import write_project
+from ..experiments.conftest import fake_dvc, repository  # noqa: F401
 
 
 @pytest.fixture

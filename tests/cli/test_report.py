@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from ..experiments.conftest import repository, write_tables  # noqa: F401
+from ..experiments.conftest import write_tables
 from .conftest import mistake, output
 
 
-def test_both_files_are_written(repository: Path) -> None:  # noqa: F811
+def test_both_files_are_written(repository: Path) -> None:
     said = output("report")
     assert "metrics/report.html, metrics/report.md: 0 of 6 experiments" in said
     for name in ("metrics/report.html", "metrics/report.md"):
         assert "semantic" in (repository / name).read_text(encoding="utf-8")
 
 
-def test_another_list_can_be_given(repository: Path) -> None:  # noqa: F811
+def test_another_list_can_be_given(repository: Path) -> None:
     mine = {"mine": {"title": "Mine", "rows": {"low": "prior.source=low_level"}}}
     path = write_tables(repository.parent / "mine.yaml", tables=mine)
     assert "0 of 2 experiments" in output("report", "--file", str(path))

@@ -7,7 +7,7 @@ import pytest
 
 from flowprior.experiments.results import load_all
 
-from ..experiments.conftest import fake_dvc, repository, run_git, write_tables  # noqa: F401
+from ..experiments.conftest import run_git, write_tables
 from .conftest import invoke, mistake, output
 
 NAMES = ["semantic-s0", "lost-s0", "kl-s0", "semantic-s1", "lost-s1", "kl-s1"]
@@ -24,7 +24,7 @@ def test_a_list_says_how_each_stands() -> None:
     ]
 
 
-def test_one_runs_by_its_name(repository: Path, fake_dvc: Path) -> None:  # noqa: F811
+def test_one_runs_by_its_name(repository: Path, fake_dvc: Path) -> None:
     """Again, if there is a result already."""
     for _ in range(2):
         said = output("tables", "--run", "kl-s1")
@@ -33,15 +33,15 @@ def test_one_runs_by_its_name(repository: Path, fake_dvc: Path) -> None:  # noqa
     assert (fake_dvc / "events").read_text().count("start kl-s1") == 2
 
 
-def test_one_that_fails_is_a_line_and_status_1(repository: Path, fake_dvc: Path) -> None:  # noqa: F811
+def test_one_that_fails_is_a_line_and_status_1(repository: Path, fake_dvc: Path) -> None:
     (fake_dvc / "fail-kl-s1").touch()
     line = mistake("tables", "--run", "kl-s1", status=1)
     assert line == "exit status 1, see .ckpt/tables/kl-s1.log: ERROR: failed to reproduce kl-s1"
 
 
 def test_all_that_is_missing_runs_and_what_failed_is_named(
-    repository: Path,  # noqa: F811
-    fake_dvc: Path,  # noqa: F811
+    repository: Path,
+    fake_dvc: Path,
 ) -> None:
     (fake_dvc / "fail-lost-s0").touch()
     result = invoke("tables", "--workers", "2", "--only", "s0")
@@ -55,7 +55,7 @@ def test_all_that_is_missing_runs_and_what_failed_is_named(
     assert output("tables", "--only", "s0") == "3 of 3 results are there, 0 to run\n"
 
 
-def test_what_dvc_has_is_taken_and_not_run(repository: Path, fake_dvc: Path) -> None:  # noqa: F811
+def test_what_dvc_has_is_taken_and_not_run(repository: Path, fake_dvc: Path) -> None:
     output("tables", "--run", "kl-s1")
     (repository / "metrics/experiments/kl-s1.json").unlink()
     said = output("tables", "--collect")
@@ -68,7 +68,7 @@ def test_what_dvc_has_is_taken_and_not_run(repository: Path, fake_dvc: Path) -> 
     )
 
 
-def test_what_is_missing_is_written_as_a_slurm_array(repository: Path) -> None:  # noqa: F811
+def test_what_is_missing_is_written_as_a_slurm_array(repository: Path) -> None:
     run_git(repository, "clone", "-q", "--bare", ".", "../origin.git")
     run_git(repository, "remote", "add", "origin", "../origin.git")
     run_git(repository, "push", "-q", "origin", "HEAD")
@@ -82,7 +82,7 @@ def test_what_is_missing_is_written_as_a_slurm_array(repository: Path) -> None: 
     assert output("tables", "--slurm", "-", "--only", "kl", "--sbatch=--gpus=1") == script
 
 
-def test_another_list_can_be_given(repository: Path) -> None:  # noqa: F811
+def test_another_list_can_be_given(repository: Path) -> None:
     mine = {"mine": {"title": "Mine", "rows": {"low": "prior.source=low_level"}}}
     path = write_tables(repository.parent / "mine.yaml", tables=mine)
     said = output("tables", "--list", "--file", str(path))
@@ -109,7 +109,7 @@ def test_a_mistake_is_a_line(arguments: list[str], said: str) -> None:
     assert said in mistake("tables", *arguments)
 
 
-def test_what_is_not_committed_is_told_before_anything_runs(repository: Path) -> None:  # noqa: F811
+def test_what_is_not_committed_is_told_before_anything_runs(repository: Path) -> None:
     (repository / "params.yaml").write_text((repository / "params.yaml").read_text() + "\n")
     for arguments in (["--run", "kl-s0"], ["--only", "kl"], ["--slurm", "-"]):
         assert "commit or stash first" in mistake("tables", *arguments, status=1)

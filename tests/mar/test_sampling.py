@@ -19,6 +19,19 @@ from .small import Constant, fresh, places, sample, trained
 N, D, CLASSES = 7, 3, 4
 
 
+def constant_by_class(patch: pytest.MonkeyPatch) -> MAR:
+    """A MAR whose velocity is 1 without a class and 3 with one."""
+    model = fresh()
+    model.head = Constant(D, 4, 1, condition_dim=16)
+
+    def conditions(tokens: Tensor, labels: Tensor, orders: Tensor, num_masked: int) -> Tensor:
+        answer = torch.where(labels == model.no_class, 1.0, 3.0)
+        return answer.view(-1, 1, 1).expand(-1, N, 16)
+
+    patch.setattr(model, "conditions", conditions)
+    return model
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 @pytest.mark.parametrize("num_iterations", [1, 2, 5, N])
 def test_every_token_is_drawn_exactly_once(
@@ -154,14 +167,7 @@ def test_outside_the_interval_there_is_no_guidance(
     monkeypatch: pytest.MonkeyPatch, solver: str
 ) -> None:
     """v(no class) = 1, v(class) = 3, scale 2.5: 40% of the way at 1 + 2 s, the rest at 3."""
-    model = fresh()
-    model.head = Constant(D, 4, 1, condition_dim=16)
-
-    def conditions(tokens: Tensor, labels: Tensor, orders: Tensor, num_masked: int) -> Tensor:
-        answer = torch.where(labels == model.no_class, 1.0, 3.0)
-        return answer.view(-1, 1, 1).expand(-1, N, 16)
-
-    monkeypatch.setattr(model, "conditions", conditions)
+    model = constant_by_class(monkeypatch)
     found = sample(
         model,
         head_steps=10,
@@ -310,14 +316,7 @@ def test_the_linear_schedule_grows_with_the_share_of_revealed_tokens(
     monkeypatch: pytest.MonkeyPatch, num_iterations: int, solver: str
 ) -> None:
     """v(no class) = 1 and v(class) = 3 from zero noise give 1 + 2 s_k; s_k = 1 + (s - 1) (n - left) / n."""
-    model = fresh()
-    model.head = Constant(D, 4, 1, condition_dim=16)
-
-    def conditions(tokens: Tensor, labels: Tensor, orders: Tensor, num_masked: int) -> Tensor:
-        answer = torch.where(labels == model.no_class, 1.0, 3.0)
-        return answer.view(-1, 1, 1).expand(-1, N, 16)
-
-    monkeypatch.setattr(model, "conditions", conditions)
+    model = constant_by_class(monkeypatch)
     options = {"num_iterations": num_iterations, "solver": solver, "temperature": 0.0}
     linear = sample(model, guidance_scale=2.5, **options)
     left = mask_schedule(N, num_iterations)

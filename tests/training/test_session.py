@@ -2,10 +2,8 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -378,43 +376,6 @@ def test_the_report_says_which_code_began_the_run_beside_what_it_took(
 
 
 # --- two processes ------------------------------------------------------------------------------------
-
-HOLDER = """
-import fcntl, pathlib, sys
-lock = pathlib.Path(sys.argv[1])
-lock.parent.mkdir(parents=True, exist_ok=True)
-file = lock.open("a+")
-fcntl.flock(file, fcntl.LOCK_EX)
-file.truncate(0)
-file.write("process 123 on elsewhere")
-file.flush()
-print("held", flush=True)
-sys.stdin.readline()
-lock.with_name("released").touch()
-"""
-
-
-@pytest.fixture
-def holder() -> Iterator[Any]:
-    """Starts another process that holds a lock until it is sent a line."""
-    started = []
-
-    def start(lock: Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(lock)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def release_later(process: subprocess.Popen[str], seconds: float = 0.3) -> threading.Thread:

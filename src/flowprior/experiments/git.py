@@ -37,7 +37,7 @@ def export(root: Path, commit: str, folder: Path, paths: Sequence[str]) -> None:
     names = [name for name in there if name]
     packed = _run(root, ("archive", commit, "--", *names, ":!metrics/experiments"), b"")
     with tarfile.open(fileobj=BytesIO(packed)) as tar:
-        tar.extractall(folder)
+        tar.extractall(folder)  # of git itself, from a commit of the user's own repository
 
 
 def _run(root: Path, command: tuple[str, ...], stdin: bytes) -> bytes:
