@@ -85,11 +85,18 @@ def test_a_tar_that_lies_about_its_members_is_refused(tmp_path: Path, name: str)
 
 
 def test_a_header_of_digits_does_not_take_for_ever(tmp_path: Path) -> None:
-    """The time that Python before 3.11.10 takes for it is quadratic in its length."""
+    """The time that Python before 3.11.10 takes for it is quadratic in its length.
+
+    Those pass over it; later ones, and Debian's 3.11.2, have the remedy of CVE-2024-6232 and refuse it.
+    """
     digits = b"1" * MAX_TAR_HEADER_BYTES
     (tmp_path / "0.tar").write_bytes(block("x", len(digits), b"x") + digits + PLAIN + END)
     with no_hang():
-        assert [info.name for info in tar_members(tmp_path / "0.tar")] == ["0.cls"]
+        try:
+            found: object = [info.name for info in tar_members(tmp_path / "0.tar")]
+        except ArtifactError as error:
+            found = str(error)
+    assert found == ["0.cls"] or "invalid header" in str(found)
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
