@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from .workspace import STAGES, clone, run, stages_run
+from .workspace import STAGES, clone, copy_by_hand, run, stages_run
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +30,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def repository(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished clone, with its cache, to do anything with."""
     return shutil.copytree(finished, tmp_path / "repository", symlinks=True)
+
+
+@pytest.fixture
+def by_hand(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished clone without git, DVC and checkpoints, for stages that are run by hand."""
+    return copy_by_hand(finished, tmp_path / "by_hand")

