@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from flowprior.alignment.fake_flow import FakeFlow
-from flowprior.alignment.registry import build_objective
+from flowprior.alignment.in_training import fresh_draws, open_term
 from flowprior.alignment.watch import NEIGHBOURS, AlignmentWatch, caption, training_metrics
 from flowprior.autoencoder.setup import (
     autoencoder_config,
@@ -75,10 +74,7 @@ def main(cfg: Params, root: Path) -> None:
         softvq = SoftVQTerms(settings.softvq.entropy_weight, settings.softvq.representation_weight)
         sample = targets.column("train", "vectors").sample
         prior.to(session.device)
-        objective = build_objective(
-            align.objective, prior, sample, align.num_draws, align.t_max, align.options
-        )
-        fake_flow = FakeFlow(session, objective, num_updates=align.fake_updates, lr=align.fake_lr)
+        pull = open_term(session, prior, align, sample)
         num_watched = settings.eval_latents // settings.num_latents
         watch = AlignmentWatch(prior, targets, held_out, num_watched, cfg.seed)
         batch = settings.batch_images // settings.accumulate
@@ -95,12 +91,13 @@ def main(cfg: Params, root: Path) -> None:
                 restored, codes, off = learner.module(images, session.share(noise), features)
                 loss, parts = reconstruct(images, restored, step, randomness, last_layer)
                 with session.autocast():
-                    alignment = objective(codes, randomness)
+                    alignment = pull(codes, draw=randomness)
                 extra, of_softvq = softvq(codes, off, randomness)
                 loss = loss + align.weight * alignment + extra
                 norm = learner.update(loss)
-                parts |= {"alignment": alignment, "grad_norm": norm}
-                parts |= fake_flow.follow(codes, step, randomness) | of_softvq
+                parts |= {"alignment": alignment, "grad_norm": norm} | of_softvq
+                with session.autocast():
+                    parts |= pull.follow(codes, fresh_draws(session, step, randomness))
                 reconstruct.follow(images, restored, step, randomness)
                 session.log(step, loss=loss, **parts)
             if session.is_main and (step + 1) % settings.eval_steps == 0:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from flowprior.alignment.fake_flow import FakeFlow
-from flowprior.alignment.flows import DistributionMatching
-from flowprior.alignment.objective import Objective, Unaligned
+from flowprior import FlowPrior
+from flowprior.alignment.config import Pull
+from flowprior.alignment.in_training import fresh_draws, open_term
 from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.velocity import VelocityMLP
+from flowprior.prior.projection import Projection
 from flowprior.training.plan import Plan
 from flowprior.training.session import Session
 from tests.training.runs import OPTIMIZER, assert_equal, quiet, reset  # noqa: F401
@@ -31,37 +32,52 @@ def forgotten() -> Iterator[None]:
     reset()
 
 
-def objective() -> DistributionMatching:
-    """`dmd` on a network that answers something."""
+def real() -> FlowPrior:
+    """A prior whose network answers something."""
     with rng.scoped(0, "real"):
         velocity = VelocityMLP(DIM, 8, 1)
         for parameter in velocity.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return DistributionMatching(velocity.requires_grad_(False), DIM, 2, 0.9)
+    return FlowPrior(velocity, Projection(torch.eye(DIM), 1.0, "identity", 0))
+
+
+def pull_by(name: str, num_updates: int) -> Pull:
+    """Parameters of an objective."""
+    return Pull(
+        objective=name, num_draws=2, t_max=0.9, fake_updates=num_updates, fake_lr=0.01, options={}
+    )
+
+
+def no_targets(n: int, generator: torch.Generator) -> torch.Tensor:
+    """What these objectives do not ask."""
+    raise NotImplementedError
 
 
 def train(
-    root: Path, kill: int | None = None, num_updates: int = 2, chosen: Objective | None = None
+    root: Path,
+    kill: int | None = None,
+    num_updates: int = 2,
+    name: str = "dmd",
+    prior: FlowPrior | None = None,
 ) -> dict[str, Any]:
     """Free latents pulled by `dmd`, its fake flow behind them; killed after the updates of a step if asked for."""
-    pull = chosen or objective()
-    config = {"updates": num_updates, "objective": type(pull).__name__}
+    config = {"updates": num_updates, "objective": name}
     with Session("fake", config=config, inputs={}, seed=0, plan=PLAN, root=root) as session:
         with rng.scoped(0, "latents"):
             points = nn.Linear(1, ROWS * TOKENS * DIM, bias=False)
         learner = session.learner("points", points, OPTIMIZER)
-        fake = FakeFlow(session, pull, num_updates=num_updates, lr=0.01)
+        pull = open_term(session, prior or real(), pull_by(name, num_updates), no_targets)
         rows = []
         for step in session.steps():
             latents = learner.module(torch.ones(1)).view(ROWS, TOKENS, DIM)
             codes = Codes(latents, latents, None)
             draw = Draw(session.generator("step", step), ROWS, session.share, session.gather)
-            learner.update(pull(codes, draw) + 0 * latents.sum())
-            rows.append(fake.follow(codes, step, draw))
+            learner.update(pull(codes, draw=draw) + 0 * latents.sum())
+            rows.append(pull.follow(codes, fresh_draws(session, step, draw)))
             if step == kill:
                 raise KeyboardInterrupt
             session.log(step, **rows[-1])
-        state = pull.fake.state_dict() if isinstance(pull, DistributionMatching) else {}
+        state = pull.objective.fake.state_dict() if name == "dmd" else {}
         return {
             "points": learner.state(),
             "fake": state,
@@ -97,11 +113,11 @@ def test_it_learns_the_latents_as_they_are(tmp_path: Path) -> None:
 
 
 def test_it_starts_as_the_real_flow_and_leaves_that_alone(tmp_path: Path) -> None:
-    pull = objective()
-    before = {name: value.clone() for name, value in pull.velocity.state_dict().items()}  # type: ignore[attr-defined]
-    assert_equal(dict(pull.fake.state_dict()), before)
-    found = train(tmp_path, chosen=pull)
-    assert_equal(dict(pull.velocity.state_dict()), before)  # type: ignore[attr-defined]
+    prior = real()
+    before = {name: value.clone() for name, value in prior.velocity.state_dict().items()}
+    assert_equal(dict(prior.objective("dmd").objective.fake.state_dict()), before)
+    found = train(tmp_path, prior=prior)
+    assert_equal(dict(prior.velocity.state_dict()), before)
     assert not torch.equal(
         torch.cat([p.flatten() for p in found["fake"].values()]),
         torch.cat([p.flatten() for p in before.values()]),
@@ -110,13 +126,14 @@ def test_it_starts_as_the_real_flow_and_leaves_that_alone(tmp_path: Path) -> Non
 
 def test_no_gradient_reaches_the_latents(tmp_path: Path) -> None:
     with Session("fake", config={}, inputs={}, seed=0, plan=PLAN, root=tmp_path) as session:
-        fake = FakeFlow(session, objective(), num_updates=1, lr=0.01)
+        pull = open_term(session, real(), pull_by("dmd", 1), no_targets)
         latents = torch.zeros(ROWS, TOKENS, DIM, requires_grad=True)
         for step in session.steps():
-            fake.follow(Codes(latents, latents, None), step, Draw(rng.generator(step), ROWS))
+            draw = Draw(rng.generator(step), ROWS)
+            pull.follow(Codes(latents, latents, None), fresh_draws(session, step, draw))
     assert latents.grad is None
 
 
 def test_an_objective_without_a_fake_flow_has_nothing_to_train(tmp_path: Path) -> None:
-    found = train(tmp_path, chosen=Unaligned())
+    found = train(tmp_path, name="none")
     assert found["logged"] == [[]] * PLAN.num_steps

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowprior import FlowPrior
 from flowprior.alignment.flows import FlowAlignment as Alignment
 from flowprior.alignment.names import OBJECTIVES
 from flowprior.alignment.objective import GaussianKL, Objective, Unaligned
-from flowprior.alignment.registry import build_objective
+from flowprior.alignment.term import alignment_term
 from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
@@ -32,18 +33,23 @@ from .latents import (
 )
 
 
+def built(name: str, prior: FlowPrior) -> Any:
+    """The objective inside the term of that name, which draws what `exact_prior` knows."""
+    return alignment_term(prior, name, targets=targets, num_draws=2).objective
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("none", Unaligned), ("flow_prior", Alignment), ("kl", GaussianKL)]
 )
 def test_a_name_builds_its_objective(name: str, kind: type) -> None:
-    assert type(build_objective(name, exact_prior(), targets, num_draws=2)) is kind
+    assert type(built(name, exact_prior())) is kind
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_a_number_with_a_gradient_to_the_latents_alone(name: str) -> None:
     """Whatever it asks, all are called alike; `none` alone pulls nothing."""
     prior = learned_prior()
-    objective = build_objective(name, prior, targets, num_draws=2)
+    objective = built(name, prior)
     assert isinstance(objective, Objective)
     if name == "dmd":
         objective.fake = learned_prior(seed=1).velocity  # else both flows agree and nothing pulls
@@ -55,12 +61,12 @@ def test_every_objective_is_a_number_with_a_gradient_to_the_latents_alone(name: 
     if loss.requires_grad:
         loss.backward()
         assert latents.grad.abs().max() > 0
-    assert not any(p.requires_grad or p.grad is not None for p in prior.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in prior.velocity.parameters())
 
 
 def test_an_unknown_objective_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"found 'sliced_w1', allowed: .*did you mean 'sliced_w2'"):
-        build_objective("sliced_w1", exact_prior(), targets)
+        alignment_term(exact_prior(), "sliced_w1")
 
 
 OWN = """
@@ -83,14 +89,14 @@ def test_an_objective_of_ones_own_gets_the_material_and_its_options(
     """Without an edit of the package."""
     write_plugin("alignment", OWN)
     name = "plugins.alignment.own:Radius"
-    objective = build_objective(name, exact_prior(), targets, options={"radius": 3.0})
+    objective = alignment_term(exact_prior(), name, options={"radius": 3.0}).objective
     assert isinstance(objective, Objective)
     on_the_sphere = torch.tensor([3.0, 0, 0]).expand(IMAGES, TOKENS, DIM)
     assert objective(plain(on_the_sphere), draw()).item() == 0
     assert objective(plain(torch.zeros(IMAGES, TOKENS, DIM)), draw()).item() == pytest.approx(3)
-    assert build_objective(name, exact_prior(), targets).radius == 1.0
+    assert alignment_term(exact_prior(), name).objective.radius == 1.0
     with pytest.raises(TypeError, match="raduis"):
-        build_objective(name, exact_prior(), targets, options={"raduis": 3.0})
+        alignment_term(exact_prior(), name, options={"raduis": 3.0})
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -110,7 +116,7 @@ def test_a_result_does_not_depend_on_how_the_batch_is_shared(
 
     The KL of a plain bottleneck is left out: it gathers the batch, which takes more than one process.
     """
-    objective = build_objective(name, learned_prior(), targets, num_draws=2)
+    objective = built(name, learned_prior())
 
     def codes(rank: int, of: int) -> tuple[Codes, Tensor]:
         cut: Any = partial(part, dim=0, rank=rank, ranks=of)

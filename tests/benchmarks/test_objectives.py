@@ -11,7 +11,6 @@ import torch
 from flowprior import FlowPrior
 from flowprior.alignment.flows import DistributionMatching
 from flowprior.alignment.names import OBJECTIVES
-from flowprior.alignment.registry import build_objective
 from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
@@ -33,7 +32,8 @@ def step(name: str, size: str) -> Callable[[], None]:
     with rng.scoped(0, "benchmark"):
         velocity = VelocityMLP(dim, width, depth)
     prior = FlowPrior(velocity, Projection(torch.eye(dim), 1.0, "identity", seed=0))
-    objective = build_objective(name, prior, lambda n, draw: torch.randn(n, dim, generator=draw))
+    pull = prior.objective(name, targets=lambda n, draw: torch.randn(n, dim, generator=draw))
+    objective = pull.objective
     latents = torch.randn(images, tokens, dim, generator=rng.generator(0)).requires_grad_()
     codes = Codes(latents, latents, None)
 

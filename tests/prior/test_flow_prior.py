@@ -20,7 +20,7 @@ from flowprior.core.artifacts import MANIFEST, write_manifest
 from flowprior.core.io import ArtifactError, read_json
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.prior.flow_prior import FORMAT_VERSION, KIND
+from flowprior.prior.files import FORMAT_VERSION, KIND
 from flowprior.prior.projection import Projection
 from flowprior.toy.closed_forms import gaussian_alignment_loss
 
@@ -37,6 +37,17 @@ def gaussian(n: int, tag: str = "features") -> Tensor:
 def latents_of(*shape: int, tag: str = "latents") -> Tensor:
     """Fixed normal numbers, float32."""
     return torch.randn(*shape, generator=rng.generator(0, tag))
+
+
+def state_of(prior: FlowPrior) -> dict[str, Tensor]:
+    """Every tensor of a prior."""
+    found = {
+        f"{name}.{key}": value
+        for name in ("velocity", "projection")
+        for key, value in getattr(prior, name).state_dict().items()
+    }
+    assert prior.targets is not None
+    return found | {"targets": prior.targets}
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +116,10 @@ def test_aligning_latents_raises_their_likelihood(prior: FlowPrior) -> None:
 
 def test_the_prior_is_frozen_and_latents_learn(rough: FlowPrior) -> None:
     """No parameter of it takes a gradient; every latent gets one."""
-    rough.zero_grad(set_to_none=True)
     latents = latents_of(4, 6, 3).requires_grad_()
     rough.alignment_loss(latents).backward()
-    assert list(rough.parameters())
-    assert not any(p.requires_grad or p.grad is not None for p in rough.parameters())
+    assert not list(rough.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in rough.velocity.parameters())
     assert latents.grad is not None
     assert latents.grad.isfinite().all()
     assert latents.grad.abs().amin() > 0
@@ -118,7 +128,7 @@ def test_the_prior_is_frozen_and_latents_learn(rough: FlowPrior) -> None:
 def test_a_fitted_prior_holds_no_gradients() -> None:
     """What training needed is gone: no memory is held, and no optimiser could step on it."""
     prior = FlowPrior.fit(latents_of(100, 3), **TINY)
-    assert all(p.grad is None for p in prior.parameters())
+    assert all(p.grad is None for p in prior.velocity.parameters())
 
 
 def test_the_prior_is_a_plain_submodule(rough: FlowPrior) -> None:
@@ -126,13 +136,17 @@ def test_the_prior_is_a_plain_submodule(rough: FlowPrior) -> None:
     with rng.scoped(0):
         model = nn.ModuleDict({"encoder": nn.Linear(5, 3), "prior": rough})
     before = {name: p.clone() for name, p in model.named_parameters()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    assert list(before) == ["encoder.weight", "encoder.bias"]
+    frozen = {name: p.clone() for name, p in rough.velocity.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     model.train()
     loss = model["prior"].alignment_loss(model["encoder"](latents_of(7, 5)))
     loss.backward()
     optimizer.step()
     for name, p in model.named_parameters():
-        assert torch.equal(p, before[name]) == name.startswith("prior."), name
+        assert not torch.equal(p, before[name]), name
+    for name, p in rough.velocity.named_parameters():
+        assert torch.equal(p, frozen[name]), name
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3), (2, 5, 3), (2, 1, 4, 3)])
@@ -290,18 +304,19 @@ def test_fitting_is_deterministic_for_a_seed_and_leaves_the_global_stream_alone(
     for before, seed in [(1, 0), (2, 0), (2, 5)]:
         torch.manual_seed(before)
         state = torch.random.get_rng_state()
-        states.append(FlowPrior.fit(features, dim=3, seed=seed, **TINY).state_dict())
+        states.append(state_of(FlowPrior.fit(features, dim=3, seed=seed, **TINY)))
         assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["projection.matrix"], states[2]["projection.matrix"])
-    assert not torch.equal(states[0]["velocity.input.weight"], states[2]["velocity.input.weight"])
+    name = "velocity.velocity.input.weight"
+    assert not torch.equal(states[0][name], states[2][name])
 
 
 def test_features_may_be_tensors_or_arrays_of_any_leading_shape() -> None:
     """The same rows give the same prior, and what was passed is not changed."""
     features = latents_of(60, 8).requires_grad_()
     states = [
-        FlowPrior.fit(given, dim=3, **TINY).state_dict()
+        state_of(FlowPrior.fit(given, dim=3, **TINY))
         for given in (
             features,
             features.detach().view(3, 4, 5, 8),
@@ -375,7 +390,7 @@ def test_a_saved_prior_gives_identical_samples_and_losses(rough: FlowPrior, tmp_
     latents = latents_of(10, 3)
     assert torch.equal(loaded.sample(20, rng.generator(0)), rough.sample(20, rng.generator(0)))
     assert torch.equal(loaded.nll(latents), rough.nll(latents))
-    for one, two in zip(loaded.state_dict().items(), rough.state_dict().items(), strict=True):
+    for one, two in zip(state_of(loaded).items(), state_of(rough).items(), strict=True):
         assert one[0] == two[0]
         assert torch.equal(one[1], two[1])
     assert loaded.alignment_loss(latents, rng.generator(0)) == rough.alignment_loss(
@@ -398,10 +413,13 @@ def test_the_convention_of_time_is_saved_with_the_prior(rough: FlowPrior, tmp_pa
 def test_saving_twice_gives_equal_bytes_and_replaces_what_was_there(
     rough: FlowPrior, tmp_path: Path
 ) -> None:
-    """Facts and provenance go into the manifest; nothing of the old prior remains."""
+    """Facts and provenance go into the manifest; nothing of the old prior remains, and nothing else is lost."""
     for name in ("one", "two"):
         rough.save(tmp_path / name, provenance={"config": "c0ffee"}, gap=0.25)
-    (tmp_path / "two" / "stray").touch()
+    (tmp_path / "two" / "notes").touch()
+    with pytest.raises(ValueError, match="holds a flow prior and notes, which would be lost"):
+        rough.save(tmp_path / "two")
+    (tmp_path / "two" / "notes").unlink()
     rough.save(tmp_path / "two", provenance={"config": "c0ffee"}, gap=0.25)
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
@@ -428,7 +446,7 @@ def test_a_format_that_is_not_known_is_an_error_that_says_what_to_do(
     rough.save(tmp_path / "prior")
     reseal(tmp_path / "prior", format=version)
     with pytest.raises(
-        ArtifactError, match=r"config\.json has format .* reads 1; install the flowprior"
+        ArtifactError, match=r"config\.json has format .* reads 1 to 2; install the flowprior"
     ):
         FlowPrior.load(tmp_path / "prior")
 
@@ -490,6 +508,42 @@ def test_a_configuration_that_is_no_object_is_refused(rough: FlowPrior, tmp_path
     write_manifest(tmp_path / "prior", kind=KIND, provenance={})
     with pytest.raises(ArtifactError, match=r"config\.json"):
         FlowPrior.load(tmp_path / "prior")
+
+
+def test_a_prior_of_the_first_format_is_read(rough: FlowPrior, tmp_path: Path) -> None:
+    """It had no targets, and its network modelled them with their mean."""
+    plain = FlowPrior(rough.velocity.velocity, rough.projection, 7)
+    plain.save(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 1}))
+    write_manifest(tmp_path, kind=KIND, provenance={})
+    assert not (tmp_path / "targets.safetensors").exists()
+    loaded = FlowPrior.load(tmp_path)
+    latents = latents_of(10, 3)
+    assert (loaded.targets, loaded.time_groups) == (None, 7)
+    assert torch.equal(loaded.nll(latents), plain.nll(latents))
+
+
+def test_a_compiled_prior_is_saved_and_a_stranger_is_not(rough: FlowPrior, tmp_path: Path) -> None:
+    """A compiled module is the same prior; a velocity of one's own cannot be built again."""
+    torch.compile(rough).save(tmp_path / "compiled")
+    assert torch.equal(FlowPrior.load(tmp_path / "compiled").targets, rough.targets)
+
+    class Zero(nn.Module):
+        dim = 3
+
+    stranger = FlowPrior(Zero(), Projection(torch.eye(3), 1.0, "identity", 0))
+    with pytest.raises(ValueError, match="a Zero cannot be saved"):
+        stranger.save(tmp_path / "stranger")
+
+
+def test_a_path_may_begin_at_home(
+    rough: FlowPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rough.save("~/prior")
+    assert (tmp_path / "prior" / "config.json").is_file()
+    assert FlowPrior.load("~/prior").dim == 3
 
 
 def test_loading_leaves_the_global_stream_alone(rough: FlowPrior, tmp_path: Path) -> None:

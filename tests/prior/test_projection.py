@@ -86,11 +86,12 @@ def test_where_the_dims_agree_every_operator_is_the_identity(operator: Operator)
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_projection_is_frozen_and_is_saved_whole(operator: Operator) -> None:
-    """Nothing in it learns, and its state holds the matrix and the scale."""
+    """Nothing in it learns, and what is saved holds the matrix and the scale; no buffer is of float64."""
     features = features_of(60, 8)
     projection = fit(features, 3, operator)
     assert not list(projection.parameters())
-    state = projection.state_dict()
+    state = projection.tensors()
+    assert all(buffer.dtype == torch.float32 for buffer in projection.buffers())
     again = Projection(state["matrix"], float(state["scale"]), operator, projection.seed)
     assert torch.equal(again(features), projection(features))
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -428,9 +427,10 @@ def test_a_lock_is_let_go_at_the_end_and_on_an_error(tmp_path: Path) -> None:
 
 
 def ranks(patch: pytest.MonkeyPatch, count: int, index: int = 0) -> None:
-    """Let accelerate say that there are so many ranks and that this is one of them."""
-    patch.setattr(Accelerator, "num_processes", property(lambda self: count))
-    patch.setattr(Accelerator, "process_index", property(lambda self: index))
+    """Let torch say that there are so many ranks and that this is one of them."""
+    patch.setattr("torch.distributed.is_initialized", lambda: True)
+    patch.setattr("torch.distributed.get_world_size", lambda: count)
+    patch.setattr("torch.distributed.get_rank", lambda: index)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
@@ -469,7 +469,12 @@ def test_gathered_rows_are_all_ranks_in_order_with_a_gradient_to_the_own(
     session = open_session(tmp_path)
     everyone = torch.arange(12.0).view(6, 2)
     ranks(monkeypatch, 3, index)
-    monkeypatch.setattr(Accelerator, "gather", lambda self, rows: everyone.clone())
+
+    def all_gather(found: list[torch.Tensor], mine: torch.Tensor) -> None:
+        for into, rows in zip(found, everyone.chunk(3), strict=True):
+            into.copy_(rows)
+
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
     own = everyone.chunk(3)[index].clone().requires_grad_()
     found = session.gather(own)
     assert torch.equal(found, everyone)

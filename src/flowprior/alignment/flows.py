@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowprior.alignment.objective import Material
+from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.rng import Draw
 from flowprior.flow.likelihood import importance_times
@@ -49,8 +50,9 @@ class FlowObjective:
                 "run `dvc repro train_flow` after changing project.dim"
             )
         k, rows = k or self.num_draws, draw.batch
-        uniform = stratified_times(k * rows, torch.empty(()), draw.generator).view(k, rows, 1)
-        noise = torch.randn(k, rows, *latents.shape[1:], generator=draw.generator)
+        like = torch.empty((), dtype=torch.float32, device=draw.generator.device)
+        uniform = stratified_times(k * rows, like, draw.generator).view(k, rows, 1)
+        noise = rng.normal((k, rows, *latents.shape[1:]), like, draw.generator)
         return latents.expand(k, *latents.shape), draw.share(noise, 1), draw.share(uniform, 1)
 
 
@@ -98,9 +100,9 @@ class EvidenceBound(FlowObjective):
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, noise, t = self._draws(codes.latents, draw)
-        probe = torch.randint(
-            2, (*noise.shape[:1], draw.batch, *noise.shape[2:]), generator=draw.generator
-        )
+        shape = (*noise.shape[:1], draw.batch, *noise.shape[2:])
+        device = draw.generator.device
+        probe = torch.randint(2, shape, generator=draw.generator, device=device)
         signs = draw.share(probe.to(noise.dtype) * 2 - 1, 1)
         x_t = interpolate(noise, latents, t)
         if not x_t.requires_grad:

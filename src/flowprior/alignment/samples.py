@@ -36,9 +36,8 @@ class SlicedWasserstein:
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, targets = _both(codes, self.targets, draw)
-        directions = torch.randn(
-            latents.shape[-1], self.num_projections, generator=draw.generator
-        ).to(latents)
+        shape = (latents.shape[-1], self.num_projections)
+        directions = rng.normal(shape, latents, draw.generator)
         directions = directions / directions.norm(dim=0)
         return sliced_difference(latents, targets, directions)
 
@@ -74,8 +73,8 @@ class MaximumMeanDiscrepancy:
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, targets = _both(codes, self.targets, draw)
         if len(latents) > self.max_vectors:
-            rows = torch.randperm(len(latents), generator=draw.generator)[: self.max_vectors]
-            latents, targets = latents[rows.to(latents.device)], targets[: self.max_vectors]
+            rows = rng.permutation(len(latents), latents, draw.generator)[: self.max_vectors]
+            latents, targets = latents[rows], targets[: self.max_vectors]
         return squared_mmd(latents, targets)
 
 
@@ -112,7 +111,7 @@ class MomentMatching:
         """Takes mean and covariance of a sample of the targets."""
         moments = Moments(material.dim)
         moments.update(material.targets(MOMENT_VECTORS, rng.generator(0, "objective", "moments")))
-        return cls(moments.mean, moments.covariance)
+        return cls(moments.mean.float(), moments.covariance.float())
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents = draw.gather(codes.latents.float()).flatten(0, -2)

@@ -41,6 +41,11 @@ def generator(seed: int, *tags: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *tags))
 
 
+def generator_on(device: torch.device, seed: int, *tags: str | int) -> torch.Generator:
+    """As `generator`, on a device, where drawing costs no copy; each kind of device has draws of its own."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *tags))
+
+
 @contextmanager
 def scoped(seed: int, *tags: str | int) -> Iterator[None]:
     """Seed torch's global stream inside the block and restore it afterwards.
@@ -51,6 +56,18 @@ def scoped(seed: int, *tags: str | int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, *tags))
         yield
+
+
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Torch's own defaults inside the block, float32 on the CPU, whatever the process has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

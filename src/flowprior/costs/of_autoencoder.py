@@ -1,12 +1,12 @@
 """What the stages cost that train the autoencoder and put it to use: train_ae, encode_latents."""
 
 from itertools import pairwise
-from typing import Any
 
 import torch
+from torch import nn
 
-from flowprior.alignment.fake_flow import FakeFlow
-from flowprior.alignment.registry import build_objective
+from flowprior.alignment.in_training import fresh_draws, open_term
+from flowprior.alignment.term import AlignmentTerm
 from flowprior.autoencoder.softvq_terms import SoftVQTerms
 from flowprior.config.schema import Params
 from flowprior.core.rng import Draw
@@ -51,7 +51,7 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
         judges = ImageLosses(session, perceptual, adversarial)
     images, noise = networks.images(cfg, batch, facts.channels), networks.latents(cfg, batch)
 
-    def part(judges: ImageLosses, pull: "_Pull | None", step: int) -> Cost:
+    def part(judges: ImageLosses, pull: AlignmentTerm | None, step: int) -> Cost:
         def once() -> None:
             draw = session.generator("step", step)
             features = None if teacher is None else teacher.features(images)
@@ -61,10 +61,10 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
             loss, _ = judges(images, restored, step, randomness, last_layer)
             loss = loss + softvq(codes, disagreement, randomness)[0]
             if pull is not None:
-                loss = loss + cfg.align.weight * pull.objective(codes, randomness)
+                loss = loss + cfg.align.weight * pull(codes, draw=randomness)
             learner.update(loss)
             if pull is not None:
-                pull.fake_flow.follow(codes, step, randomness)
+                pull.follow(codes, fresh_draws(session, step, randomness))
             judges.follow(images, restored, step, randomness)
 
         return measure(once, settings.precision)
@@ -73,9 +73,13 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
         so_far = {"autoencoder": part(nobody, None, 0)}
     uncounted: tuple[str, ...] = ()
     prior = networks.flow_prior(cfg, facts.feature_dim)
+
+    def targets(n: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(n, prior.dim, generator=generator)
+
     try:
         with counting_plugin("align.objective", cfg.align.objective):
-            pull: _Pull | None = _Pull(cfg, prior, session)
+            pull: AlignmentTerm | None = open_term(session, prior, cfg.align, targets)
             so_far["alignment"] = part(nobody, pull, 0)
     except UncountedError as error:
         pull, uncounted = None, (str(error),)
@@ -94,7 +98,7 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
     return Work(
         *file_bytes(session.learned, trainee.autoencoder),
         session.learned,
-        {"flow_prior": prior, **frozen},
+        {"flow_prior": nn.ModuleList([prior.velocity, prior.projection]), **frozen},
         num_steps=settings.steps,
         batch=settings.batch_images,
         cost=in_parts(Cost(round(mean), dearest), settings.accumulate),
@@ -102,23 +106,6 @@ def train_ae(cfg: Params, facts: Facts) -> Work:
         parts={name: value / batch for name, value in flops.items()},
         uncounted=uncounted,
     )
-
-
-class _Pull:
-    """The objective on the latents, and what is trained beside it."""
-
-    def __init__(self, cfg: Params, prior: Any, session: Rehearsal) -> None:
-        align = cfg.align
-
-        def targets(n: int, generator: torch.Generator) -> torch.Tensor:
-            return torch.randn(n, prior.dim, generator=generator)
-
-        self.objective = build_objective(
-            align.objective, prior, targets, align.num_draws, align.t_max, align.options
-        )
-        self.fake_flow = FakeFlow(
-            session, self.objective, num_updates=align.fake_updates, lr=align.fake_lr
-        )
 
 
 def encode_latents(cfg: Params, facts: Facts) -> Work:

@@ -54,7 +54,7 @@ def match_metrics(
         MATCH_VECTORS, rng.generator(seed, TAG, "control")
     )
     report = match_report(mine, held_out, control.numpy(), seed=seed, k=NEIGHBOURS)
-    device = prior.projection.matrix.device
+    device = prior.device
     nll, target_nll = (
         float(prior.nll(torch.from_numpy(part).to(device)).double().mean())
         for part in (mine[:NLL_VECTORS], held_out[:NLL_VECTORS])

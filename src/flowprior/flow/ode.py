@@ -32,7 +32,7 @@ def integrate(
         raise ValueError(f"num_steps must be at least 1, found {num_steps}")
     if solver not in ("euler", "heun"):
         raise ValueError(f"unknown solver {solver!r}; use 'euler' or 'heun'")
-    times = torch.linspace(start, end, num_steps + 1, dtype=torch.float64).tolist()
+    times = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device="cpu").tolist()
     for now, then in pairwise(times):
         slope = velocity(x, _constant(now, x))
         stepped = x + (then - now) * slope

@@ -45,7 +45,7 @@ def integrate_sde(
         raise ValueError(f"num_steps must be at least 1, found {num_steps}")
     if churn < 0:
         raise ValueError(f"churn must be at least 0, found {churn}")
-    times = torch.linspace(start, end, num_steps + 1, dtype=torch.float64).tolist()
+    times = torch.linspace(start, end, num_steps + 1, dtype=torch.float64, device="cpu").tolist()
     for now, then in pairwise(times):
         t = torch.full((1,) * (x.ndim - 1), now, dtype=x.dtype, device=x.device)
         slope = velocity(x, t)

@@ -112,3 +112,31 @@ class VelocityMLP(nn.Module):
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)
         out: Tensor = self.output(self.final_norm(h) * (1 + scale) + shift)
         return out
+
+
+class CentredVelocity(nn.Module):
+    """The velocity of data with a mean m, by a network that models data - m.
+
+    With x_t = (1 - t) noise + t data, the network sees x_t - t m, and v(x, t) = m + network(x - t m, t): the losses of
+    both are equal, and so are the densities, moved by m.
+
+    Args:
+        velocity: The network; a module with the attribute `dim`.
+        mean: m, [d].
+    """
+
+    mean: Tensor
+
+    def __init__(self, velocity: nn.Module, mean: Float[Tensor, " d"]) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.dim = int(velocity.dim)  # type: ignore[arg-type]
+        if tuple(mean.shape) != (self.dim,):
+            raise ValueError(f"the mean must be [{self.dim}], found {list(mean.shape)}")
+        self.register_buffer("mean", mean)
+
+    def forward(
+        self, x: Float[Tensor, "*batch d"], t: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch d"]:
+        out: Tensor = self.velocity(x - t.unsqueeze(-1) * self.mean, t) + self.mean
+        return out

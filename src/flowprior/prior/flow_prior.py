@@ -1,46 +1,40 @@
-"""`FlowPrior`, in one module: a frozen flow over target features, as a regulariser, a sampler and a density."""
+"""`FlowPrior`: a frozen flow over target features, as a regulariser, a sampler and a density."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowprior.core import rng
-from flowprior.core.artifacts import (
-    MANIFEST,
-    atomic_dir,
-    open_artifact,
-    package_versions,
-    write_manifest,
-)
-from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
-from flowprior.core.optim import adamw, moving_average, schedule
-from flowprior.core.sizes import check_model
+from flowprior.core.frozen import Frozen
 from flowprior.flow.likelihood import log_density
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.ode import integrate
-from flowprior.flow.velocity import VelocityMLP
+from flowprior.prior.files import load_prior, save_prior
+from flowprior.prior.fitting import fit_flow
+from flowprior.prior.layout import channels_last, check_not_empty
 from flowprior.prior.projection import Operator, Projection
-from flowprior.stats.moments import Moments
 
-KIND = "flow_prior"
-FORMAT_VERSION = 1
-MADE_BY = "the stage `train_flow` or `FlowPrior.save`"
+if TYPE_CHECKING:
+    from flowprior.alignment.term import AlignmentTerm
 
 
-class FlowPrior(nn.Module):
-    """A flow from N(0, I) to projected target features, with its parameters frozen.
+class FlowPrior(Frozen):
+    """A flow from N(0, I) to projected target features that nothing trains.
 
-    It is a module without anything to learn: move it with `.to(device)`, leave it out of the optimiser. Latents may
-    have any leading shape, `[..., d]`, and live in the space of the projected features. Works under autocast, DDP and
+    Called, it is the alignment loss. It has no parameters: an optimiser over a model that holds it, `requires_grad_`,
+    `apply`, `train` and `half` leave it as it is, and the model's `state_dict` is without it unless `persistent` is
+    set. Move it with `.to(device)`. Latents live in the space of the projected features. Works under autocast, DDP and
     torch.compile.
 
     Args:
-        velocity: The trained field.
+        velocity: The trained field, a module with the attribute `dim`.
         projection: From features to the space of the latents, with its scale.
         time_groups: Vectors share times in at most so many groups inside `alignment_loss`.
+        targets: Some of the vectors that the flow was trained on, [n, d], for what compares with targets.
 
     Attributes:
         digest: Fixes every byte of the artifact it was loaded from; None for one that was not
@@ -48,36 +42,56 @@ class FlowPrior(nn.Module):
     """
 
     def __init__(
-        self, velocity: VelocityMLP, projection: Projection, time_groups: int = 64
+        self,
+        velocity: nn.Module,
+        projection: Projection,
+        time_groups: int = 64,
+        targets: Float[Tensor, "n d"] | None = None,
     ) -> None:
-        super().__init__()
-        if projection.out_dim != velocity.dim:
+        dim = int(velocity.dim)  # type: ignore[arg-type]
+        if projection.out_dim != dim:
             raise ValueError(
-                f"the projection gives {projection.out_dim} channels, the velocity takes {velocity.dim}"
+                f"the projection gives {projection.out_dim} channels, the velocity takes {dim}"
             )
         if time_groups < 1:
             raise ValueError(f"time_groups must be at least 1, found {time_groups}")
-        self.velocity = velocity
-        self.projection = projection
+        super().__init__({"velocity": velocity, "projection": projection})
         self.time_groups = time_groups
+        self.targets = targets
         self.digest: str | None = None
-        self.requires_grad_(False)
+
+    @property
+    def velocity(self) -> nn.Module:
+        """The field v(x, t), x [..., d]."""
+        return self._parts["velocity"]
+
+    @property
+    def projection(self) -> Projection:
+        """From features to the space of the latents."""
+        projection = self._parts["projection"]
+        assert isinstance(projection, Projection)
+        return projection
 
     @property
     def dim(self) -> int:
         """Channels d of a latent."""
-        return self.velocity.dim
+        return self.projection.out_dim
 
     def project(self, features: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch d"]:
         """Features in the space of the latents: projected and scaled."""
         out: Tensor = self.projection(features)
         return out
 
+    def forward(self, latents: Tensor, **options: Any) -> Float[Tensor, ""]:
+        """The alignment loss, see there."""
+        return self.alignment_loss(latents, **options)
+
     def alignment_loss(
         self,
-        latents: Float[Tensor, "*batch d"],
+        latents: Tensor,
         generator: torch.Generator | None = None,
         num_draws: int = 4,
+        channel_dim: int | None = None,
     ) -> Float[Tensor, ""]:
         """Mean over vectors, dims and draws of the alignment loss; Eq. (5), arXiv:2506.05240.
 
@@ -85,27 +99,58 @@ class FlowPrior(nn.Module):
         The gradient reaches the latents only.
 
         Args:
-            latents: What to align.
+            latents: What to align, [..., d], or with the channels on the axis `channel_dim`.
             generator: Draws noise and times; torch's global stream by default.
             num_draws: Draws for each vector; more lower the variance of the estimate.
+            channel_dim: The axis of the channels; needed where it is not the last, or not clear.
 
         Raises:
-            ValueError: The latents have another number of channels, there are none, or `num_draws`
-                is not positive.
+            ValueError: The latents have another number of channels, their layout could be read in two ways, there are
+                none, or `num_draws` is not positive.
         """
-        vectors = self._vectors(latents)
-        if not len(vectors):
-            raise ValueError("there are no latents to align: a leading axis is empty")
+        vectors = self._vectors(latents, channel_dim)
+        check_not_empty(vectors)
         if num_draws < 1:
             raise ValueError(f"num_draws must be at least 1, found {num_draws}")
         tiled = vectors.repeat(num_draws, 1)
         return grouped_loss(self.velocity, tiled, self.time_groups, generator).mean()
 
+    def objective(
+        self,
+        name: str = "flow_prior",
+        *,
+        channel_dim: int | None = None,
+        weight: float = 1.0,
+        **settings: Any,
+    ) -> "AlignmentTerm":
+        """A term for a loss, by the name of an objective; switch objectives by the name alone.
+
+            pull = prior.objective("dmd", channel_dim=1, weight=0.1)
+            loss = reconstruction + pull(latents)
+            ...
+            optimizer.step()
+            pull.follow(latents)
+
+        Args:
+            name: Of `flowprior.alignment.names.OBJECTIVES`, as in the pipeline's `align.objective`.
+            channel_dim: The axis of the latents' channels; by default the last, if no other could be meant.
+            weight: Factor on the objective.
+            settings: Of `flowprior.alignment.term.alignment_term`.
+
+        Raises:
+            ValueError: An unknown name, or a setting that the objective cannot use.
+        """
+        # By name, so that the stages that only fit or ask a prior do not depend on the room above.
+        term = import_module("flowprior.alignment.term").alignment_term
+        made: AlignmentTerm = term(self, name, channel_dim=channel_dim, weight=weight, **settings)
+        return made
+
     def nll(
         self,
-        latents: Float[Tensor, "*batch d"],
+        latents: Tensor,
         generator: torch.Generator | None = None,
         chunk: int = 4096,
+        channel_dim: int | None = None,
     ) -> Float[Tensor, "*batch"]:
         """Negative log-density in nats per vector, summed over dims; Eq. (4), arXiv:2506.05240.
 
@@ -113,17 +158,27 @@ class FlowPrior(nn.Module):
         one probe above.
 
         Args:
-            latents: Where to evaluate.
-            generator: Draws the probes.
+            latents: Where to evaluate, [..., d], or with the channels on the axis `channel_dim`.
+            generator: Draws the probes; by default they are the same at every call, and never of the global stream.
             chunk: Vectors solved for at once; bounds the memory.
+            channel_dim: The axis of the channels; needed where it is not the last, or not clear.
+
+        Returns:
+            One value for each vector, in the latents' leading shape.
+
+        Raises:
+            ValueError: As for the alignment loss, or values that are not finite.
         """
-        vectors = self._vectors(latents).detach()
+        last = channels_last(latents, self.dim, channel_dim)
+        vectors = self._vectors(last, -1).detach()
         if not vectors.isfinite().all():
             raise ValueError("the latents hold NaN or infinite values")
-        parts = [
-            -log_density(self.velocity, part, generator=generator) for part in vectors.split(chunk)
-        ]
-        return torch.cat(parts).view(latents.shape[:-1])
+        draws = rng.generator(0, "nll") if generator is None else generator
+        with torch.autocast(vectors.device.type, enabled=False), rng.plain_defaults():
+            parts = [
+                -log_density(self.velocity, part, generator=draws) for part in vectors.split(chunk)
+            ]
+        return torch.cat(parts).view(last.shape[:-1])
 
     @torch.no_grad()
     def sample(
@@ -133,13 +188,9 @@ class FlowPrior(nn.Module):
         like = self.projection.matrix
         return integrate(self.velocity, rng.normal((n, self.dim), like, generator), num_steps)
 
-    def _vectors(self, latents: Tensor) -> Float[Tensor, "n d"]:
-        if latents.shape[-1] != self.dim:
-            raise ValueError(
-                f"latents have {latents.shape[-1]} channels, this flow prior models {self.dim}; "
-                "give the autoencoder as many, or fit a prior with `dim` to match"
-            )
-        return latents.reshape(-1, self.dim).to(self.projection.matrix.dtype)
+    def _vectors(self, latents: Tensor, channel_dim: int | None) -> Float[Tensor, "n d"]:
+        last = channels_last(latents, self.dim, channel_dim)
+        return last.reshape(-1, self.dim).to(self.projection.matrix.dtype)
 
     @classmethod
     def fit(
@@ -161,7 +212,7 @@ class FlowPrior(nn.Module):
         """Train a flow prior on features that fit into memory; the pipeline's `train_flow` is the tool for more.
 
         Args:
-            features: Tensor or array [..., D].
+            features: Tensor, array or data frame of numbers, [..., D].
             dim: Channels d of the latents to align; D (no projection) by default.
             operator: How to get from D to d channels.
             steps: Optimiser steps (AdamW, cosine schedule, moving average of the weights).
@@ -175,50 +226,24 @@ class FlowPrior(nn.Module):
             device: Where to train; that of the features by default.
 
         Raises:
-            ValueError: Features that are empty, not finite or constant, or `dim` > D.
+            ValueError: Features that are empty, not finite, constant or no numbers, `dim` > D, or a setting out of
+                range.
         """
-        tensor = torch.as_tensor(features).detach()
-        if tensor.ndim < 2 or not tensor.numel():
-            raise ValueError(
-                f"features must be [..., D] and not empty, found {tuple(tensor.shape)}"
-            )
-        tensor = tensor.reshape(-1, tensor.shape[-1]).float()
-        tensor = tensor if device is None else tensor.to(device)
-        for name, count in (("steps", steps), ("batch_vectors", batch_vectors)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, found {count}")
-        if dim is not None and dim > tensor.shape[-1]:
-            raise ValueError(
-                f"cannot project {tensor.shape[-1]} channels to {dim}; take a dim from 1 to {tensor.shape[-1]}"
-            )
-        moments = Moments(tensor.shape[-1])
-        moments.update(tensor)
-        projection = Projection.fit(
-            moments, tensor.shape[-1] if dim is None else dim, operator, seed
+        fitted = fit_flow(
+            features,
+            dim,
+            operator=operator,
+            steps=steps,
+            seed=seed,
+            width=width,
+            depth=depth,
+            batch_vectors=batch_vectors,
+            time_groups=time_groups,
+            lr=lr,
+            ema_decay=ema_decay,
+            device=device,
         )
-        targets = projection.to(tensor.device)(tensor)
-        with rng.scoped(seed, "fit", "init"):
-            velocity = VelocityMLP(projection.out_dim, width, depth).to(tensor.device)
-        optimizer = adamw(velocity, lr, (0.9, 0.95), weight_decay=1e-4)
-        rates = schedule(optimizer, "cosine", steps, warmup_steps=min(100, steps // 10))
-        averaged = moving_average(velocity, ema_decay)
-        for step in range(steps):
-            draw = rng.generator(seed, "fit", step)
-            rows = torch.randint(len(targets), (batch_vectors,), generator=draw)
-            loss = grouped_loss(
-                velocity, targets[rows.to(targets.device)], time_groups, draw
-            ).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(velocity.parameters(), 1.0)
-            if not torch.isfinite(norm):
-                raise ValueError(f"the flow matching loss diverged at step {step}; lower `lr`")
-            optimizer.step()
-            rates.step()
-            averaged.update_parameters(velocity)
-        velocity.load_state_dict(averaged.module.state_dict())
-        velocity.zero_grad(set_to_none=True)
-        return cls(velocity, projection, time_groups)
+        return cls(fitted.velocity, fitted.projection, time_groups, fitted.targets)
 
     def save(
         self, path: str | Path, provenance: dict[str, object] | None = None, **facts: object
@@ -226,37 +251,22 @@ class FlowPrior(nn.Module):
         """Write the prior to a directory, atomically, in the place of one that was saved there before.
 
         Args:
-            path: A directory that does not exist, is empty, or holds a saved prior.
+            path: A directory that does not exist, is empty, or holds a saved prior and nothing else.
             provenance: What it was made from, for the manifest.
             facts: Further entries of the manifest.
 
         Raises:
-            ValueError: The directory holds something else.
+            ValueError: The directory holds something else, or the prior's velocity is not one of this package.
         """
-        if Path(path).exists() and not _may_replace(Path(path)):
-            raise ValueError(
-                f"{path} holds something other than a flow prior; name another directory"
-            )
-        config = {
-            "format": FORMAT_VERSION,
-            "time_convention": "t = 0 is noise, t = 1 is data",
-            "dim": self.dim,
-            "width": self.velocity.input.out_features,
-            "depth": len(self.velocity.blocks),
-            "operator": self.projection.operator,
-            "projection_seed": self.projection.seed,
-            "time_groups": self.time_groups,
-        }
-        with atomic_dir(Path(path)) as out:
-            save_tensors(out / "velocity.safetensors", self.velocity.state_dict())
-            save_tensors(out / "projection.safetensors", self.projection.state_dict())
-            write_json(out / "config.json", config)
-            write_manifest(
-                out,
-                kind=KIND,
-                provenance=provenance or {"packages": package_versions("torch", "flowprior")},
-                **facts,
-            )
+        save_prior(
+            Path(path).expanduser(),
+            self.velocity,
+            self.projection,
+            self.time_groups,
+            self.targets,
+            provenance,
+            facts,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "FlowPrior":
@@ -265,44 +275,7 @@ class FlowPrior(nn.Module):
         Raises:
             ArtifactError: It is absent, damaged, or of a version that this code does not know.
         """
-        artifact = open_artifact(Path(path), KIND, MADE_BY)
-        root = artifact.path
-        config = read_json(artifact.file("config.json"))
-        found = config.get("format") if isinstance(config, dict) else None
-        if found != FORMAT_VERSION:
-            raise ArtifactError(
-                f"{root / 'config.json'} has format {found!r}, this flowprior reads {FORMAT_VERSION}; "
-                "install the flowprior that wrote it, or train the prior again"
-            )
-        tensors = load_tensors(artifact.file("projection.safetensors"))
-        weights = load_tensors(artifact.file("velocity.safetensors"))
-        try:
-            sizes = (config["dim"], config["width"], config["depth"])
-            check_model(lambda: VelocityMLP(*sizes), weights)
-            projection = Projection(
-                tensors["matrix"],
-                float(tensors["scale"]),
-                str(config["operator"]),
-                int(config["projection_seed"]),
-            )
-            with rng.scoped(0, "load"):
-                velocity = VelocityMLP(*sizes)
-            velocity.load_state_dict(weights)
-            prior = cls(velocity, projection, config["time_groups"])
-        except Exception as error:  # whatever a wrong config provokes
-            raise ArtifactError(f"{root} does not hold the prior it describes: {error}") from None
-        prior.digest = artifact.digest
+        saved = load_prior(Path(path).expanduser())
+        prior = cls(saved.velocity, saved.projection, saved.time_groups, saved.targets)
+        prior.digest = saved.digest
         return prior
-
-
-def _may_replace(path: Path) -> bool:
-    """Whether nothing is lost with what is there: an empty directory or a saved prior."""
-    if not path.is_dir():
-        return False
-    if not any(path.iterdir()):
-        return True
-    try:
-        manifest = read_json(path / MANIFEST)
-    except ArtifactError:
-        return False
-    return isinstance(manifest, dict) and manifest.get("kind") == KIND

@@ -28,7 +28,7 @@ def held_out_metrics(
     column = targets.column("validation", "vectors")
     order = torch.randperm(len(column), generator=rng.generator(seed, TAG, "eval"))
     rows = order[:num_vectors].sort().values
-    held_out = torch.from_numpy(column.gather(rows.numpy())).to(prior.projection.matrix.device)
+    held_out = torch.from_numpy(column.gather(rows.numpy())).to(prior.device)
     with torch.no_grad():
         draw = rng.generator(seed, TAG, "eval-loss")
         tiled = held_out.repeat(DRAWS, 1)

@@ -30,14 +30,13 @@ class Projection(nn.Module):
     # measured behind it, so that every operator hands the flow targets of the same spread.
 
     matrix: Tensor
-    scale: Tensor
 
     def __init__(
         self, matrix: Float[Tensor, "D d"], scale: float, operator: str, seed: int
     ) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.float())
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.scale = scale  # no buffer: some devices have no float64
         self.operator = operator
         self.seed = seed
 
@@ -58,7 +57,7 @@ class Projection(nn.Module):
             )
         with torch.autocast(features.device.type, enabled=False):
             projected: Tensor = features.to(self.matrix.dtype) @ self.matrix
-        return projected * self.scale.to(projected.dtype)
+        return projected * self.scale
 
     @classmethod
     def fit(cls, moments: Moments, dim: int, operator: Operator, seed: int) -> "Projection":
@@ -102,9 +101,14 @@ class Projection(nn.Module):
             raise ValueError("the features do not vary, so they cannot be given unit spread")
         return cls(matrix, float(variance.rsqrt()), name, seed)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Matrix, float32, and scale, float64, on the CPU: what is saved of it."""
+        scale = torch.tensor(self.scale, dtype=torch.float64, device="cpu")
+        return {"matrix": self.matrix.cpu(), "scale": scale}
+
     def save(self, folder: Path) -> None:
         """Write `projection.safetensors` and `projection.json` into a folder."""
-        save_tensors(folder / "projection.safetensors", self.state_dict())
+        save_tensors(folder / "projection.safetensors", self.tensors())
         write_json(folder / "projection.json", {"operator": self.operator, "seed": self.seed})
 
     @classmethod

@@ -47,7 +47,7 @@ class Moments:
         """
         if not len(vectors):
             return
-        block = vectors.double().cpu()
+        block = vectors.cpu().double()  # in this order: not every device has float64
         if not block.isfinite().all():
             raise ValueError("features hold NaN or infinite values")
         mean = block.mean(0)

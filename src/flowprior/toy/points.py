@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.alignment.config import Pull
-from flowprior.alignment.fake_flow import FakeFlow
-from flowprior.alignment.registry import build_objective
+from flowprior.alignment.in_training import fresh_draws, open_term
 from flowprior.core.codes import Codes
 from flowprior.core.io import digest, save_tensors
 from flowprior.core.rng import Draw
@@ -96,15 +95,7 @@ def move_points(
         prior.to(session.device)
         free = FreePoints(scale.count, len(looks), session.generator(target.name, "points"))
         learner = session.learner("points", free, adam(scale.lr))
-        objective = build_objective(
-            pull.objective,
-            prior,
-            target.sample,
-            num_draws=pull.num_draws,
-            t_max=pull.t_max,
-            options=pull.options,
-        )
-        fake_flow = FakeFlow(session, objective, num_updates=pull.fake_updates, lr=pull.fake_lr)
+        term = open_term(session, prior, pull, target.sample)
 
         def look(step: int) -> None:
             now = free.points.detach()
@@ -120,10 +111,11 @@ def move_points(
             latents = free.points.view(scale.time_groups, -1, 2)
             codes = Codes(latents, latents, None)
             randomness = Draw(draw, scale.time_groups, session.share, session.gather)
-            loss = objective(codes, randomness)
+            loss = term(codes, draw=randomness)
             if loss.requires_grad:  # `none` has no gradient
                 learner.update(loss)
-            session.log(step, objective=loss, **fake_flow.follow(codes, step, randomness))
+            followed = term.follow(codes, fresh_draws(session, step, randomness))
+            session.log(step, objective=loss, **followed)
             if step + 1 in looks:
                 look(step + 1)
         session.tracker.finish({})

@@ -35,6 +35,7 @@ from flowprior.core import rng
 from flowprior.core.device import start_accelerator
 from flowprior.core.io import digest, write_atomic
 from flowprior.core.locks import hold
+from flowprior.core.ranks import gather_rows, rank_share
 from flowprior.ops.machine import commit
 from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker
@@ -156,26 +157,11 @@ class Session:
 
     def share(self, batch: Tensor, dim: int = 0) -> Tensor:
         """This rank's part of something drawn for the global batch, on this rank's device."""
-        ranks = self.accelerator.num_processes
-        if batch.shape[dim] % ranks:
-            raise ValueError(
-                f"a batch of {batch.shape[dim]} cannot be split over {ranks} ranks; change the batch or the launch"
-            )
-        part: Tensor = batch.chunk(ranks, dim)[self.accelerator.process_index]
-        return part.to(self.device)
+        return rank_share(batch, dim).to(self.device)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in order, with a gradient to this rank's own.
-
-        The gradient is multiplied by the number of ranks, so that the mean over ranks that data
-        parallelism takes is the gradient of a loss of all rows.
-        """
-        ranks = self.accelerator.num_processes
-        if ranks == 1:
-            return rows
-        everyone = list(self.accelerator.gather(rows.detach()).chunk(ranks))
-        everyone[self.accelerator.process_index] = rows * ranks - rows.detach() * (ranks - 1)
-        return torch.cat(everyone)
+        """The rows of all ranks, in order, with a gradient to this rank's own, see `gather_rows`."""
+        return gather_rows(rows)
 
     def steps(self) -> Iterator[int]:
         """Step numbers, from the last checkpoint to the end; saves on the way and at the end."""
