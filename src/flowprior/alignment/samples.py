@@ -39,7 +39,8 @@ class SlicedWasserstein:
         shape = (latents.shape[-1], self.num_projections)
         directions = rng.normal(shape, latents, draw.generator)
         directions = directions / directions.norm(dim=0)
-        return sliced_difference(latents, targets, directions)
+        with _full_precision(latents):
+            return sliced_difference(latents, targets, directions)
 
 
 def sliced_difference(
@@ -75,7 +76,8 @@ class MaximumMeanDiscrepancy:
         if len(latents) > self.max_vectors:
             rows = rng.permutation(len(latents), latents, draw.generator)[: self.max_vectors]
             latents, targets = latents[rows], targets[: self.max_vectors]
-        return squared_mmd(latents, targets)
+        with _full_precision(latents):
+            return squared_mmd(latents, targets)
 
 
 def squared_mmd(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
@@ -117,9 +119,15 @@ class MomentMatching:
         latents = draw.gather(codes.latents.float()).flatten(0, -2)
         mean = latents.mean(0)
         centred = latents - mean
-        covariance = centred.T @ centred / len(latents)
+        with _full_precision(latents):
+            covariance = centred.T @ centred / len(latents)
         off = covariance - self.covariance.to(covariance)
         return (mean - self.mean.to(mean)).square().mean() + off.square().mean()
+
+
+def _full_precision(latents: Tensor) -> torch.autocast:
+    """Products in float32 also under autocast: differences of sums of many vectors would drown in bfloat16."""
+    return torch.autocast(latents.device.type, enabled=False)
 
 
 def _both(codes: Codes, targets: Sample, draw: Draw) -> tuple[Tensor, Tensor]:
