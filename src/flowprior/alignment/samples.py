@@ -73,6 +73,8 @@ class MaximumMeanDiscrepancy:
 
     def __call__(self, codes: Codes, draw: Draw) -> Tensor:
         latents, targets = _both(codes, self.targets, draw)
+        if len(latents) < 2:
+            raise ValueError("mmd compares pairs of latents, of which one vector has none")
         if len(latents) > self.max_vectors:
             rows = rng.permutation(len(latents), latents, draw.generator)[: self.max_vectors]
             latents, targets = latents[rows], targets[: self.max_vectors]

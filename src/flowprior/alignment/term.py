@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import (
+    _disable_dynamo,  # torch.compiler's own imports the compiler, for a second
+)
 
 from flowprior.alignment.fake_flow import FakeFlow, HasFakeFlow, OwnLearner, Trains
 from flowprior.alignment.names import OBJECTIVES
@@ -110,6 +113,7 @@ class AlignmentTerm(Frozen):
         self._own_learner = learner if isinstance(learner, OwnLearner) else None
         self._calls = 0
 
+    @_disable_dynamo  # its draws are made by generators, which no compiled graph holds
     def forward(
         self,
         latents: Tensor | Codes,

@@ -42,7 +42,7 @@ class Frozen(nn.Module):
         if there != here.device and there.type != "meta":  # to_empty would forget what was learned
             for part in self._parts.values():
                 part.to(there)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

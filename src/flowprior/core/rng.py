@@ -1,7 +1,7 @@
 """Randomness without global state: every draw comes from (seed, tags), whatever ran before it."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -75,26 +75,59 @@ def normal_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return normal(tuple(x.shape), x, generator)
 
 
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of `shape` with the dtype and device of `like`."""
-    return torch.randn(
-        shape, dtype=like.dtype, device=_draw_device(like, generator), generator=generator
-    ).to(like.device)
+    return _draw("normal", shape, like, generator)
 
 
-def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+def uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """U(0, 1) draws of `shape` with the dtype and device of `like`."""
-    return torch.rand(
-        shape, dtype=like.dtype, device=_draw_device(like, generator), generator=generator
-    ).to(like.device)
+    return _draw("uniform", shape, like, generator)
 
 
 def permutation(n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """A random permutation of 0 .. n-1 on the device of `like`."""
-    return torch.randperm(n, device=_draw_device(like, generator), generator=generator).to(
-        like.device
-    )
+    return _draw("permutation", [n], like, generator)
 
 
-def _draw_device(like: Tensor, generator: torch.Generator | None) -> torch.device:
-    return like.device if generator is None else generator.device
+def _draw(
+    kind: str, shape: Sequence[int], like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return _draw_now(kind, shape, like, generator)
+    if generator is None:
+        # Opaque to the compiler, whose own draws would be others; part of its graph, of any shape.
+        drawn: Tensor = torch.ops.flowprior.draw(kind, list(shape), like.detach())
+        return drawn
+    return _draw_outside(kind, shape, like, generator)
+
+
+def _draw_now(
+    kind: str, shape: Sequence[int], like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    device = like.device if generator is None else generator.device
+    if kind == "permutation":
+        return torch.randperm(shape[0], device=device, generator=generator).to(like.device)
+    draw = torch.randn if kind == "normal" else torch.rand
+    return draw(tuple(shape), dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def _draw_outside(
+    kind: str, shape: Sequence[int], like: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Draw with a generator, which no compiled graph can hold: the graph ends before it and goes on after."""
+    torch._dynamo.graph_break()
+    return _draw_now(kind, shape, like, generator)
+
+
+@torch.library.custom_op(
+    "flowprior::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _draw_op(kind: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    return _draw_now(kind, shape, like, None)
+
+
+@_draw_op.register_fake
+def _(kind: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    dtype = torch.int64 if kind == "permutation" else like.dtype
+    return like.new_empty(tuple(shape), dtype=dtype)

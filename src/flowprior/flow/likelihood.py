@@ -54,6 +54,11 @@ def divergence_hutchinson(
     return v.detach(), (vjp * probe).sum(-1).detach()
 
 
+def solver_dtype(device: torch.device) -> torch.dtype:
+    """Precision of the solver's own times and step sizes: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def log_density(
     velocity: Velocity,
     points: Float[Tensor, "n d"],
@@ -99,7 +104,10 @@ def log_density(
 
     start = (points.detach(), torch.zeros(n, dtype=points.dtype, device=points.device))
     times = torch.tensor([1.0, 0.0], dtype=points.dtype, device=points.device)
-    path, integral = odeint(dynamics, start, times, rtol=rtol, atol=atol, method="dopri5")
+    options = {"dtype": solver_dtype(points.device)}
+    path, integral = odeint(
+        dynamics, start, times, rtol=rtol, atol=atol, method="dopri5", options=options
+    )
     noise = path[-1]
     base = -0.5 * noise.square().sum(-1) - 0.5 * d * math.log(2 * math.pi)
     density: Tensor = base + integral[-1]
