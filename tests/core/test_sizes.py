@@ -18,7 +18,7 @@ from flowprior.flow.velocity import VelocityMLP
 from flowprior.generators.registry import generator_from
 from flowprior.mar.model import MAR
 from flowprior.mar.shape import MARShape
-from flowprior.prior import flow_prior as prior_module
+from flowprior.prior import files as prior_module
 from flowprior.prior.flow_prior import FlowPrior
 
 from ..strangers import no_hang

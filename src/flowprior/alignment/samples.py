@@ -1,5 +1,8 @@
 """Objectives that compare the batch's latents with as many targets: no network, but the whole batch at once."""
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -127,7 +130,7 @@ class MomentMatching:
         return (mean - self.mean.to(mean)).square().mean() + off.square().mean()
 
 
-def _full_precision(latents: Tensor) -> torch.autocast:
+def _full_precision(latents: Tensor) -> AbstractContextManager[Any]:
     """Products in float32 also under autocast: differences of sums of many vectors would drown in bfloat16."""
     return torch.autocast(latents.device.type, enabled=False)
 
