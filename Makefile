@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TORCH_INDEX ?=
 # faiss-gpu brings 1.4 GB that a CPU never uses.
 FAISS ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
-EXTRAS := test,text,docs,$(FAISS)
+EXTRAS := pipeline,test,text,docs,$(FAISS)
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := src
 

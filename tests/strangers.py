@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from flowprior.core.io import ArtifactError
 
@@ -191,6 +190,8 @@ def picture(kind: str = "PNG") -> bytes:
     """A small image."""
     buffer = io.BytesIO()
     values = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    from PIL import Image
+
     Image.fromarray(values).save(buffer, kind)
     return buffer.getvalue()
 

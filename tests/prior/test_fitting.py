@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -39,7 +38,6 @@ def expected() -> FlowPrior:
         X.astype(np.float64),
         np.asfortranarray(X),
         X[::-1][::-1],
-        pandas.DataFrame(X),
         X.tolist(),
         np.broadcast_to(X, (500, 16)),
     ],
@@ -48,13 +46,20 @@ def expected() -> FlowPrior:
         "float64",
         "column by column",
         "strided",
-        "data frame",
         "lists",
         "read-only",
     ],
 )
 def test_the_same_numbers_give_the_same_prior(expected: FlowPrior, features: object) -> None:
     assert same(FlowPrior.fit(features, **TINY), expected)
+
+
+def test_a_data_frame_of_numbers_is_taken(expected: FlowPrior) -> None:
+    pandas = pytest.importorskip("pandas")
+    assert same(FlowPrior.fit(pandas.DataFrame(X), **TINY), expected)
+    words = pandas.DataFrame({"a": ["x"], "b": [1]})
+    with pytest.raises(ValueError, match="features must be numbers"):
+        FlowPrior.fit(words, **TINY)
 
 
 def test_half_and_integer_features_are_taken() -> None:
@@ -102,7 +107,7 @@ def test_the_circumstances_of_the_process_change_nothing(
     [
         (np.float32(3), r"must be \[..., D\] and not empty, found \(\)"),
         (np.array([["a", "b"]]), "features must be numbers"),
-        (pandas.DataFrame({"a": ["x"], "b": [1]}), "features must be numbers"),
+        (np.array([["x", 1]], dtype=object), "features must be numbers"),
         ([[1, 2], [3]], "features must be numbers"),
         (X.astype(np.complex64), "features must be numbers"),
         (torch.zeros(3, 3, dtype=torch.complex64), "real numbers"),

@@ -4,20 +4,17 @@ Each command stands in a module of its own, which imports torch only when it run
 once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from flowprior.cli.config import config
-from flowprior.cli.plan import plan
-from flowprior.cli.preflight import preflight
-from flowprior.cli.report import report
-from flowprior.cli.sample import sample
-from flowprior.cli.sync import sync
-from flowprior.cli.tables import tables
+from flowprior.core.extras import missing_extra
 
+COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync")
+"""Of the pipeline: each a function in the module of its name."""
 CommandLineError: type[Exception] = typer.BadParameter.mro()[2]
 """What typer's own errors have in common; typer gives it no public name."""
 MISTAKE = 2
@@ -36,6 +33,11 @@ class OneLineErrors(TyperGroup):
             status = INTERRUPTED
         except CommandLineError as error:
             status = _tell(error.format_message())  # type: ignore[attr-defined]
+        except ModuleNotFoundError as error:
+            line = missing_extra(error)
+            if line is None:
+                raise
+            status = _tell(line)
         except (ValueError, OSError) as error:
             status = _tell(str(error))
         if status:
@@ -49,8 +51,28 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (config, plan, preflight, sample, tables, report, sync):
-    app.command()(command)
+
+
+def _add(name: str) -> None:
+    """A command of the pipeline; where its packages are missing, one that says so."""
+    try:
+        command: Callable[..., None] = getattr(import_module(f"flowprior.cli.{name}"), name)
+    except ModuleNotFoundError as error:
+        missing = error
+        if missing_extra(missing) is None:
+            raise
+
+        def command() -> None:
+            raise missing
+
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(name, help="(needs the extra 'pipeline')", context_settings=settings)(command)
+    else:
+        app.command()(command)
+
+
+for _name in COMMANDS:
+    _add(_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
