@@ -82,11 +82,12 @@ def test_a_make_target_exists(command: str) -> None:
 
 @pytest.mark.parametrize("command", [one for one in SHOWN if one.startswith("flowprior ")])
 def test_a_command_and_its_options_exist(command: str) -> None:
-    name, *rest = shlex.split(command)[1:]
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert name in known
-    options = {option for parameter in known[name].params for option in parameter.opts}
-    assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= options
+    words = iter(shlex.split(command)[1:])
+    found = typer.main.get_command(app)
+    while hasattr(found, "commands"):  # a group, as `flowprior prior`
+        found = found.commands[next(words)]
+    options = {option for parameter in found.params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options
 
 
 def settings(command: str) -> list[str]:

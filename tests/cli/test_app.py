@@ -15,13 +15,20 @@ from flowprior.cli.app import main
 from ..pipeline.closure import ROOT
 from .conftest import invoke, mistake, output
 
-COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync")
+COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync", "prior")
+OF_THE_PRIOR = ("prior fit", "prior nll", "prior sample")
 HEAVY = ("torch", "numpy", "PIL", "pandas", "matplotlib", "mlflow", "dvc", "accelerate")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["config"], ["sample", "--help"], ["plan", "--gpus", "0"]],
+    [
+        ["--help"],
+        ["config"],
+        ["sample", "--help"],
+        ["plan", "--gpus", "0"],
+        ["prior", "fit", "--help"],
+    ],
     ids=" ".join,
 )
 def test_no_torch_is_imported_before_there_is_work_for_it(
@@ -52,9 +59,9 @@ def test_the_installed_command_is_the_same() -> None:
     assert getattr(import_module(module), name) is main
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_PRIOR])
 def test_every_option_is_explained(command: str) -> None:
-    options = output(command, "--help").split("Options:\n")[1]
+    options = output(*command.split(), "--help").split("Options:\n")[1]
     for option in re.findall(r"^  (?:-\w, )?--.*(?:\n {6,}.*)*", options, re.MULTILINE):
         assert re.search(r"\S  +\S|\n +\S", option.strip()), option
 

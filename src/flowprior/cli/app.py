@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from flowprior.cli.prior import prior
 from flowprior.core.extras import missing_extra
 
 COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync")
@@ -46,7 +47,7 @@ class OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="Flow priors for latent spaces: the pipeline's parameters, costs, experiments and samples.",
+    help="Flow priors for latent spaces: the pipeline's parameters, costs, experiments and samples; priors from files.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -73,6 +74,7 @@ def _add(name: str) -> None:
 
 for _name in COMMANDS:
     _add(_name)
+app.add_typer(prior, name="prior")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

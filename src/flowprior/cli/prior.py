@@ -1,0 +1,113 @@
+"""`flowprior prior`: fit a prior to a file of features, ask it for likelihoods and samples."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowprior.cli.options import positive_number, whole_number
+
+prior = typer.Typer(
+    help="Fit a flow prior to a file of features, and put it to use.", rich_markup_mode=None
+)
+
+FEATURES = "Vectors [..., D]: .npy, .npz, .safetensors, .csv or .parquet, or - for a .npy on stdin."
+PRIOR = "The folder of a prior, of `flowprior prior fit` or the pipeline's data/flow_prior."
+OUT = "File to write, .npy or .safetensors, or - for a .npy on stdout."
+
+
+@prior.command()
+def fit(
+    features: Annotated[str, typer.Argument(metavar="FEATURES", help=FEATURES)],
+    out: Annotated[Path, typer.Option(help="Folder to write the prior to.")],
+    dim: Annotated[
+        int | None, whole_number(1, "Channels of the latents; by default those of the features.")
+    ] = None,
+    operator: Annotated[
+        str, typer.Option(help="How to get there: random, avg_pool or pca.")
+    ] = "random",
+    steps: Annotated[int, whole_number(1, "Steps of the optimiser.")] = 1500,
+    seed: Annotated[int, whole_number(0, "Equal seeds give equal priors.")] = 0,
+    lr: Annotated[float, positive_number("Peak learning rate.")] = 1e-3,
+) -> None:
+    """Fit a prior to features.
+
+    They are projected to --dim channels of unit variance, and a flow learns them. Latents of an autoencoder with as
+    many channels can then be pulled towards them, in Python by FlowPrior.load(OUT).alignment_loss(latents).
+    """
+    from flowprior.core.vectors import read_vectors
+
+    vectors = read_vectors(features)
+
+    from flowprior.prior.files import check_replaceable
+    from flowprior.prior.flow_prior import FlowPrior
+    from flowprior.prior.projection import OPERATORS
+
+    chosen = next((name for name in OPERATORS if name == operator), None)
+    if chosen is None:
+        raise ValueError(f"--operator {operator!r} is unknown; use one of {', '.join(OPERATORS)}")
+    check_replaceable(out.expanduser())
+    fitted = FlowPrior.fit(vectors, dim, operator=chosen, steps=steps, seed=seed, lr=lr)
+    fitted.save(out)
+    count = math.prod(vectors.shape[:-1])
+    typer.echo(f"{out}: {count} vectors, {vectors.shape[-1]} channels projected to {fitted.dim}")
+
+
+@prior.command()
+def nll(
+    folder: Annotated[Path, typer.Argument(metavar="PRIOR", help=PRIOR)],
+    latents: Annotated[str, typer.Argument(metavar="LATENTS", help=FEATURES)],
+    out: Annotated[str | None, typer.Option(help=OUT)] = None,
+    channel_dim: Annotated[
+        int | None, typer.Option(help="Axis of the channels, where it is not the last.")
+    ] = None,
+) -> None:
+    """Print the mean negative log-density of latents, in nats per vector.
+
+    With --out one value for each vector is written, in the latents' leading shape. Features have to be projected first
+    (in Python, prior.project).
+    """
+    import numpy as np
+
+    from flowprior.core.vectors import STREAM, check_writable, read_vectors, write_vectors
+
+    if out is not None:
+        check_writable(out)
+    vectors = read_vectors(latents)
+
+    import torch
+
+    from flowprior.prior.flow_prior import FlowPrior
+
+    values = FlowPrior.load(folder).nll(
+        torch.from_numpy(np.array(vectors, dtype=np.float32)), channel_dim=channel_dim
+    )
+    if out is not None:
+        write_vectors(out, values.numpy())
+    error = float(values.std()) / values.numel() ** 0.5 if values.numel() > 1 else float("nan")
+    typer.echo(
+        f"{float(values.mean()):.4f} nats, standard error {error:.4f}, {values.numel()} vectors",
+        err=out == STREAM,
+    )
+
+
+@prior.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="PRIOR", help=PRIOR)],
+    num: Annotated[int, whole_number(1, "Vectors to draw.")],
+    out: Annotated[str, typer.Option(help=OUT)],
+    seed: Annotated[int, whole_number(0, "Equal seeds draw equal vectors.")] = 0,
+) -> None:
+    """Draw vectors that the flow takes for projected features."""
+    from flowprior.core.vectors import STREAM, check_writable, write_vectors
+
+    check_writable(out)
+
+    from flowprior.core import rng
+    from flowprior.prior.flow_prior import FlowPrior
+
+    drawn = FlowPrior.load(folder).sample(num, rng.generator(seed, "prior sample"))
+    write_vectors(out, drawn.numpy())
+    if out != STREAM:
+        typer.echo(f"{out}: {num} vectors of {drawn.shape[1]} channels")

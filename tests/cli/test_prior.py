@@ -1,0 +1,85 @@
+"""`flowprior prior`: from a file of features to likelihoods and samples."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowprior import FlowPrior
+from flowprior.cli.app import main
+
+X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`x.npy`, and `prior/` that the command fitted to it."""
+    root: Path = tmp_path_factory.mktemp("prior")
+    np.save(root / "x.npy", X)
+    fit = ["prior", "fit", f"{root}/x.npy", "--out", f"{root}/prior", "--dim", "3", "--steps", "5"]
+    main(fit)
+    return root
+
+
+def test_the_fitted_prior_is_that_of_python(folder: Path) -> None:
+    theirs, ours = FlowPrior.load(folder / "prior"), FlowPrior.fit(X, 3, steps=5)
+    for name, value in ours.velocity.state_dict().items():
+        assert torch.equal(theirs.velocity.state_dict()[name], value), name
+
+
+def test_likelihoods_are_printed_and_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For latents with their channels on any axis; the values keep their leading shape."""
+    latents = np.random.default_rng(1).normal(size=(4, 3, 2, 2)).astype(np.float32)
+    np.save(tmp_path / "y.npy", latents)
+    arguments = [f"{folder}/prior", f"{tmp_path}/y.npy", "--channel-dim", "1"]
+    main(["prior", "nll", *arguments, "--out", f"{tmp_path}/nll.npy"])
+    values = FlowPrior.load(folder / "prior").nll(torch.from_numpy(latents), channel_dim=1)
+    assert np.array_equal(np.load(tmp_path / "nll.npy"), values.numpy())
+    assert f"{float(values.mean()):.4f} nats" in capsys.readouterr().out
+
+
+def test_samples_are_the_priors_and_go_through_a_pipe(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flowprior", "prior"]
+    drawn = subprocess.run(
+        [*command, "sample", f"{folder}/prior", "--num", "9", "--out", "-"],
+        capture_output=True,
+        check=True,
+    )
+    done = subprocess.run(
+        [*command, "nll", f"{folder}/prior", "-"],
+        input=drawn.stdout,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode().endswith("9 vectors\n")
+    main(["prior", "sample", f"{folder}/prior", "--num", "9", "--out", f"{tmp_path}/s.npy"])
+    assert (tmp_path / "s.npy").read_bytes() == drawn.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "{root}/none.npy", "--out", "{root}/p"], "none.npy does not exist"),
+        (["fit", "{root}/x.npy", "--out", "{root}"], "something other than a flow prior"),
+        (["fit", "{root}/x.npy", "--out", "{root}/p", "--dim", "7"], "cannot project 6 channels"),
+        (["fit", "{root}/x.npy", "--out", "{root}/p", "--operator", "pac"], "use one of random"),
+        (["nll", "{root}/prior", "{root}/x.npy"], "latents have 6 channels"),
+        (["nll", "{root}/none", "{root}/x.npy"], "does not exist"),
+        (["nll", "{root}/prior", "{root}/x.npy", "--out", "y.txt"], "name a file"),
+        (["sample", "{root}/prior", "--num", "0", "--out", "y.npy"], "whole number of at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["prior", *(part.format(root=folder) for part in arguments)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert len(said.splitlines()) == 1
