@@ -22,7 +22,7 @@ from flowprior.core.shards import ShardReader
 from flowprior.flow.losses import flow_matching_loss
 from flowprior.flow.path import group_vectors, stratified_times
 from flowprior.flow.velocity import VelocityMLP
-from flowprior.prior.batches import draw_noise, targets_at_hand
+from flowprior.prior.batches import draw_noise, some_targets, targets_at_hand
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.held_out import held_out_metrics
 from flowprior.prior.projection import Projection
@@ -61,7 +61,8 @@ def main(cfg: Params, root: Path) -> None:
                 session.log(step, loss=loss, grad_norm=norm)
         if session.is_main:
             projection = Projection.load(targets.path)
-            prior = FlowPrior(learner.averaged, projection, settings.time_groups)
+            kept = some_targets(train, session.generator("kept"))
+            prior = FlowPrior(learner.averaged, projection, settings.time_groups, kept)
             prior.to(session.device)
             prior.save(
                 root / "data/flow_prior",

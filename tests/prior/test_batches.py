@@ -6,7 +6,7 @@ import torch
 
 from flowprior.core import rng
 from flowprior.core.shards import Column
-from flowprior.prior.batches import draw_noise, targets_at_hand
+from flowprior.prior.batches import draw_noise, some_targets, targets_at_hand
 
 
 @pytest.fixture
@@ -50,3 +50,15 @@ def test_noise_of_a_gpu_is_fixed_by_the_step(targets: Column) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert abs(float(first.std()) - 1) < 0.1
+
+
+def test_the_prior_keeps_all_of_a_few_targets_and_different_ones_of_many(
+    targets: Column, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert torch.equal(some_targets(targets, rng.generator(0)), torch.from_numpy(targets.read()))
+    monkeypatch.setattr("flowprior.prior.batches.KEPT_TARGETS", 9)
+    kept = some_targets(targets, rng.generator(0))
+    assert 5 <= len(kept) <= 9
+    assert len(kept.unique(dim=0)) == len(kept)
+    everyone = targets.read().tolist()
+    assert all(row in everyone for row in kept.tolist())

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowprior.core.shards import Column
+from flowprior.prior.fitting import KEPT_TARGETS
 
 
 def targets_at_hand(
@@ -27,6 +28,14 @@ def targets_at_hand(
         return held[rows.to(device)]
 
     return sample
+
+
+def some_targets(targets: Column, generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Targets that the prior keeps: all of a few, else about `KEPT_TARGETS` different ones, in their order."""
+    if len(targets) <= KEPT_TARGETS:
+        return torch.from_numpy(targets.read())
+    rows = torch.randint(len(targets), (KEPT_TARGETS,), generator=generator).unique()
+    return torch.from_numpy(targets.gather(rows.numpy()))
 
 
 def draw_noise(
