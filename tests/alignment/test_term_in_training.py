@@ -1,6 +1,7 @@
 """Objectives as terms of other people's training: layouts, copies, resuming, ranks, precision."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,34 @@ def test_several_ranks_are_one(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def unequal(rank: int, folder: str) -> None:
+    """Ranks with batches of different sizes are told so, each of them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/unequal", rank=rank, world_size=2
+    )
+    pull = learned_prior().objective("mmd")
+    with pytest.raises(ValueError, match=r"ranks have \[4, 5\] images"):
+        pull(normal(4 + rank, DIM))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_with_unequal_batches_are_an_error_and_no_wait(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(unequal, (str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_term_can_be_pickled(name: str) -> None:
+    """As launchers do that start processes; the copy goes on where the original would."""
+    prior = learned_prior()
+    prior.targets = normal(50, DIM, tag="kept")
+    pull = prior.objective(name)
+    latents = normal(8, DIM)
+    pull.follow(latents)
+    again = pickle.loads(pickle.dumps(pull))
+    assert torch.equal(again(latents), pull(latents))
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from flowprior.alignment.objective import Material, Objective, Sample
 from flowprior.core import rng
 from flowprior.core.codes import Codes
 from flowprior.core.frozen import Frozen
-from flowprior.core.ranks import gather_rows, num_ranks, rank_share
+from flowprior.core.ranks import check_equal_rows, gather_rows, num_ranks, rank_share
 from flowprior.core.rng import Draw
 from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.layout import tokens
@@ -181,6 +181,7 @@ class AlignmentTerm(Frozen):
             return rank_share(drawn, dim).to(device)
 
         generator = rng.generator_on(device, self.seed, "term", self._calls, *tags)
+        check_equal_rows(codes.latents)
         return Draw(generator, len(codes.latents) * num_ranks(), share, gather_rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -236,11 +237,17 @@ def _sampler(prior: FlowPrior, targets: Tensor | None) -> Sample:
     ):
         raise ValueError(f"targets must be [n, {prior.dim}], found {list(targets.shape)}")
     kept = prior.targets if targets is None else targets.detach()
-    if kept is None:
-        return lambda n, generator: prior.sample(n, generator)
+    return prior.sample if kept is None else _Drawn(kept)
 
-    def sample(n: int, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(kept), (n,), generator=generator, device=generator.device)
-        return kept[rows.to(kept.device)]
 
-    return sample
+class _Drawn:
+    """Draws rows of targets [n, d], with replacement; a class, since functions inside functions cannot be pickled."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self._targets = targets
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        """So many rows."""
+        size = len(self._targets)
+        rows = torch.randint(size, (n,), generator=generator, device=generator.device)
+        return self._targets[rows.to(self._targets.device)]

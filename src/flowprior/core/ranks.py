@@ -42,6 +42,25 @@ def gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(everyone)
 
 
+def check_equal_rows(rows: Tensor) -> None:
+    """Whether all ranks have as many rows; else they would wait for one another, or gather garbage.
+
+    Raises:
+        ValueError: They have not; on every rank.
+    """
+    ranks = num_ranks()
+    if ranks == 1:
+        return
+    mine = torch.tensor([len(rows)], device=rows.device)
+    everyone = [torch.empty_like(mine) for _ in range(ranks)]
+    distributed.all_gather(everyone, mine)
+    counts = [int(count) for count in everyone]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"ranks have {counts} images in their batches; let them have equally many, for instance by drop_last"
+        )
+
+
 def mean_over_ranks(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over ranks, in place."""
     ranks = num_ranks()

@@ -32,31 +32,43 @@ class FittedFlow(NamedTuple):
     targets: Tensor
 
 
+class FitSettings(NamedTuple):
+    """How a flow is trained; see the arguments of `FlowPrior.fit`."""
+
+    steps: int
+    seed: int
+    width: int
+    depth: int
+    batch_vectors: int
+    time_groups: int
+    lr: float | int
+    ema_decay: float | int
+
+    def check(self) -> None:
+        """Whether all are in range.
+
+        Raises:
+            ValueError: One is not; says which, and the range.
+        """
+        for name in ("steps", "width", "depth", "batch_vectors", "time_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, found {self.lr}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to below 1, found {self.ema_decay}")
+
+
 def fit_flow(
     features: Any,
     dim: int | None,
-    *,
     operator: Operator,
-    steps: int,
-    seed: int,
-    width: int,
-    depth: int,
-    batch_vectors: int,
-    time_groups: int,
-    lr: float | int,
-    ema_decay: float | int,
+    settings: FitSettings,
     device: torch.device | str | None,
 ) -> FittedFlow:
     """Project features and train a flow on them; see `FlowPrior.fit` for arguments and errors."""
-    check_settings(
-        steps=steps,
-        width=width,
-        depth=depth,
-        batch_vectors=batch_vectors,
-        time_groups=time_groups,
-        lr=lr,
-        ema_decay=ema_decay,
-    )
+    settings.check()
+    seed = settings.seed
     with torch.inference_mode(False), torch.enable_grad(), rng.plain_defaults():
         vectors = feature_vectors(features, device)
         if dim is not None and dim > vectors.shape[-1]:
@@ -69,17 +81,7 @@ def fit_flow(
             moments, vectors.shape[-1] if dim is None else dim, operator, seed
         )
         targets = projection.to(vectors.device)(vectors)
-        velocity = _train(
-            targets,
-            seed=seed,
-            steps=steps,
-            width=width,
-            depth=depth,
-            batch_vectors=batch_vectors,
-            time_groups=time_groups,
-            lr=lr,
-            ema_decay=ema_decay,
-        )
+        velocity = _train(targets, settings)
         rows = torch.randperm(len(targets), generator=rng.generator(seed, "fit", "kept"))
         kept = targets[rows[:KEPT_TARGETS].to(targets.device)].cpu()
     return FittedFlow(velocity, projection, kept)
@@ -117,45 +119,20 @@ def feature_vectors(
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def check_settings(**settings: float | int) -> None:
-    """Whether the settings of a fit are in range.
-
-    Raises:
-        ValueError: One is not; says which, and the range.
-    """
-    for name in ("steps", "width", "depth", "batch_vectors", "time_groups"):
-        if settings[name] < 1:
-            raise ValueError(f"{name} must be at least 1, found {settings[name]}")
-    if not settings["lr"] > 0:
-        raise ValueError(f"lr must be above 0, found {settings['lr']}")
-    if not 0 <= settings["ema_decay"] < 1:
-        raise ValueError(f"ema_decay must be from 0 to below 1, found {settings['ema_decay']}")
-
-
-def _train(
-    targets: Float[Tensor, "n d"],
-    *,
-    seed: int,
-    steps: int,
-    width: int,
-    depth: int,
-    batch_vectors: int,
-    time_groups: int,
-    lr: float | int,
-    ema_decay: float | int,
-) -> CentredVelocity:
+def _train(targets: Float[Tensor, "n d"], settings: FitSettings) -> CentredVelocity:
     """Flow matching on targets about their mean, so that a mean of many standard deviations fits as well as none."""
+    steps, seed = settings.steps, settings.seed
     mean = targets.double().mean(0).float() if targets.device.type == "cpu" else targets.mean(0)
     with rng.scoped(seed, "fit", "init"):
-        network = VelocityMLP(targets.shape[1], width, depth).to(targets.device)
-    optimizer = adamw(network, lr, (0.9, 0.95), weight_decay=1e-4)
+        network = VelocityMLP(targets.shape[1], settings.width, settings.depth).to(targets.device)
+    optimizer = adamw(network, settings.lr, (0.9, 0.95), weight_decay=1e-4)
     rates = schedule(optimizer, "cosine", steps, warmup_steps=min(100, steps // 10))
-    averaged = moving_average(network, ema_decay)
+    averaged = moving_average(network, settings.ema_decay)
     for step in range(steps):
         draw = rng.generator(seed, "fit", step)
-        rows = torch.randint(len(targets), (batch_vectors,), generator=draw)
+        rows = torch.randint(len(targets), (settings.batch_vectors,), generator=draw)
         centred = targets[rows.to(targets.device)] - mean
-        loss = grouped_loss(network, centred, time_groups, draw).mean()
+        loss = grouped_loss(network, centred, settings.time_groups, draw).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)

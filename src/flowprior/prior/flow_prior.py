@@ -14,7 +14,7 @@ from flowprior.flow.likelihood import log_density
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.ode import integrate
 from flowprior.prior.files import load_prior, save_prior
-from flowprior.prior.fitting import fit_flow
+from flowprior.prior.fitting import FitSettings, fit_flow
 from flowprior.prior.layout import channels_last, check_not_empty
 from flowprior.prior.projection import Operator, Projection
 
@@ -229,20 +229,8 @@ class FlowPrior(Frozen):
             ValueError: Features that are empty, not finite, constant or no numbers, `dim` > D, or a setting out of
                 range.
         """
-        fitted = fit_flow(
-            features,
-            dim,
-            operator=operator,
-            steps=steps,
-            seed=seed,
-            width=width,
-            depth=depth,
-            batch_vectors=batch_vectors,
-            time_groups=time_groups,
-            lr=lr,
-            ema_decay=ema_decay,
-            device=device,
-        )
+        settings = FitSettings(steps, seed, width, depth, batch_vectors, time_groups, lr, ema_decay)
+        fitted = fit_flow(features, dim, operator, settings, device)
         return cls(fitted.velocity, fitted.projection, time_groups, fitted.targets)
 
     def save(
