@@ -36,7 +36,7 @@ def fit(
     They are projected to --dim channels of unit variance, and a flow learns them. Latents of an autoencoder with as
     many channels can then be pulled towards them, in Python by FlowPrior.load(OUT).alignment_loss(latents).
     """
-    from flowprior.core.vectors import read_vectors
+    from flowprior.cli.vectors import read_vectors
 
     vectors = read_vectors(features)
 
@@ -70,7 +70,7 @@ def nll(
     """
     import numpy as np
 
-    from flowprior.core.vectors import STREAM, check_writable, read_vectors, write_vectors
+    from flowprior.cli.vectors import STREAM, check_writable, read_vectors, write_vectors
 
     if out is not None:
         check_writable(out)
@@ -100,7 +100,7 @@ def sample(
     seed: Annotated[int, whole_number(0, "Equal seeds draw equal vectors.")] = 0,
 ) -> None:
     """Draw vectors that the flow takes for projected features."""
-    from flowprior.core.vectors import STREAM, check_writable, write_vectors
+    from flowprior.cli.vectors import STREAM, check_writable, write_vectors
 
     check_writable(out)
 

@@ -12,7 +12,7 @@ import pytest
 from numpy import ndarray
 from safetensors.numpy import save_file
 
-from flowprior.core.vectors import check_writable, read_vectors, write_vectors
+from flowprior.cli.vectors import check_writable, read_vectors, write_vectors
 
 X = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 
