@@ -4,7 +4,7 @@ Reads   images, data/autoencoder/, data/targets/, data/flow_prior/
 Writes  data/latents/                  shards: latents float16 [n, 1 or 2, tokens, d] (image, flip), labels;
                                        mean and std of the training latents in the manifest
         metrics/encode_latents.json    rFD or rFID, PSNR, SSIM, latent statistics, linear probe; how held-out latents
-                                       compare with held-out targets, and whether they look collapsed
+                                       compare with held-out targets, and a verdict in one word
         metrics/sheets/reconstructions.png  a few held-out images of every class, each with its reconstruction behind it
 """
 
@@ -45,7 +45,7 @@ HEADLINE = (
     "std_ratio_median",
     "latent_recall",
     "nll_gap_nats",
-    "collapsed",
+    "verdict",
     "linear_probe_accuracy",
 )
 

@@ -21,7 +21,7 @@ SHOWN = {
     "std_ratio": "encode_latents.std_ratio_median",
     "latent_recall": "encode_latents.latent_recall",
     "nll_gap_nats": "encode_latents.nll_gap_nats",
-    "collapsed": "encode_latents.collapsed",
+    "verdict": "encode_latents.verdict",
     "probe": "encode_latents.linear_probe_accuracy",
     "spearman_r5": "train_ae.spearman_r5",
     "mar_loss": "train_mar.held_out_loss",
@@ -36,16 +36,16 @@ SHOWN = {
 DIGITS = 5
 
 
-def summary(root: Path) -> dict[str, float]:
+def summary(root: Path) -> dict[str, float | str]:
     """The figures, to five significant digits."""
     found = {}
     for stage in STAGES:
         metrics = json.loads((root / f"metrics/{stage}.json").read_text(encoding="utf-8"))
         found |= {f"{stage}.{name}": value for name, value in metrics.items()}
     return {
-        name: value if isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+        name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
         for name, metric in SHOWN.items()
-        if isinstance(value := found.get(metric), int | float)
+        if isinstance(value := found.get(metric), int | float | str)
     }
 
 

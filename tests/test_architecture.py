@@ -20,7 +20,7 @@ LAYERS = (
     ("evaluation", "figures"),
     "autoencoder",
     "reconstruction",
-    "alignment",
+    ("alignment", "check"),
     "prior",
     "features",
     "encoders",

@@ -118,7 +118,7 @@ def test_extras_are_those_that_messages_name(name: str) -> None:
     """What a message says to install exists, and brings the package that was missing."""
     import tomllib
 
-    from flowprior.cli.extras import EXTRAS
+    from flowprior.core.extras import EXTRAS
 
     project: Any = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]

@@ -38,7 +38,6 @@ COUNTED = (
     "density",
     "probe",
     "agreement",
-    "collapsed",
 )
 """In the names of metrics that count or rank: a last digit of what they count can make them jump."""
 

@@ -17,8 +17,6 @@ from flowprior.toy.closed_forms import gaussian_velocity
 
 DIM, STD = 2, 0.5
 
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-
 
 class Exact(VelocityMLP):
     """The optimal field for N(0, STD^2)."""

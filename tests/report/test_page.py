@@ -92,7 +92,7 @@ def test_each_section_has_its_link(report: Report, html: str) -> None:
     links = [(a["href"] or "")[1:] for a in read.all("a")[1:]]
     assert links == [section["aria-labelledby"] for section in read.all("section")]
     tables = [f"table-{table.name}" for table in report.tables]
-    others = ["trade-off", "curves", "collapse", "images", "costs", "limits"]
+    others = ["trade-off", "curves", "latents", "images", "costs", "limits"]
     assert links == ["claims", *tables, *others]
 
 

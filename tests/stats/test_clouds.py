@@ -17,8 +17,6 @@ from flowprior.stats.match import match_report
 
 from .vectors import PAIRS, grid, normal
 
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-
 
 def test_float32_and_views_give_what_their_copies_give() -> None:
     """The same numbers in double precision, contiguous."""

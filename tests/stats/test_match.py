@@ -1,4 +1,4 @@
-"""The report of two sets: collapse is noticed, a fresh sample is not."""
+"""The report of two sets."""
 
 import math
 
@@ -11,12 +11,9 @@ from flowprior.stats.coverage import (
     neighbour_log_distances,
     sliced_wasserstein,
 )
-from flowprior.stats.match import collapse_signs, match_report
+from flowprior.stats.match import match_report
 
 from .vectors import normal, report_of
-
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-
 
 KEYS = {
     *("forward_log_r5", "forward_log_r5_control", "reverse_log_r5", "reverse_log_r5_control"),
@@ -117,33 +114,16 @@ def test_the_report_depends_on_the_seed_alone() -> None:
     assert report(-1) != first
 
 
-@pytest.mark.parametrize("dim", [1, 2, 8])
-def test_a_fresh_sample_shows_no_sign(dim: int) -> None:
-    """Nor does one a little denser than the targets, nor one that is wider."""
-    assert collapse_signs(report_of(normal(200, dim))) == []
-    assert collapse_signs(report_of(normal(200, dim)), nll_gap=-0.1) == []
-    assert collapse_signs(report_of(1.3 * normal(200, dim)), nll_gap=3.0) == []
-
-
-def test_a_point_mass_shows_every_sign() -> None:
-    """Each with its two numbers."""
+def test_a_point_mass_is_seen_in_every_figure() -> None:
     found = report_of(np.tile([2.0, 2.0, 2.0, 2.0], (200, 1)))
     assert found["recall"] == 0
+    assert found["coverage"] < 0.5 * found["coverage_control"]
     assert found["effective_rank"] == 1
+    assert found["std_ratio_max"] == 0
     assert found["c2st_accuracy"] > 0.95
-    signs = collapse_signs(found, nll_gap=-2.25)
-    assert len(signs) == 5
-    for sign, key, reference in (
-        (signs[0], "coverage", "coverage_control"),
-        (signs[1], "recall", "recall_control"),
-        (signs[2], "effective_rank", "effective_rank_targets"),
-    ):
-        assert sign.startswith(f"{key} {found[key]:.3g} is below 0.5 of the {found[reference]:.3g}")
-    assert "0, is below 0.5" in signs[3]
-    assert "-2.25 nats, is below -0.5" in signs[4]
 
 
-def test_latents_on_modes_show_signs_where_the_forward_distance_looks_better_than_ideal() -> None:
+def test_latents_on_modes_have_a_better_forward_distance_than_ideal_ones() -> None:
     """Four tight clusters where the targets have four wide ones."""
     centres = 4 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[np.arange(200) % 4]
     targets, control, latents = (
@@ -152,49 +132,7 @@ def test_latents_on_modes_show_signs_where_the_forward_distance_looks_better_tha
     found = match_report(latents, targets, control, seed=0)
     assert found["forward_log_r5"] < found["forward_log_r5_control"]
     assert found["reverse_log_r5"] > found["reverse_log_r5_control"]
-    assert [sign.split()[0] for sign in collapse_signs(found)] == ["coverage", "recall"]
-
-
-QUIET = {
-    "precision": 0.5,
-    **{"coverage": 0.5, "coverage_control": 1.0, "recall": 0.4, "recall_control": 0.8},
-    **{"effective_rank": 2.0, "effective_rank_targets": 4.0, "std_ratio_median": 0.5},
-}
-"""At every threshold, and below none."""
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"coverage": 0.49}, "coverage 0.49"),
-        ({"recall": 0.39}, "recall 0.39"),
-        ({"effective_rank": 1.99}, "effective_rank 1.99"),
-        ({"std_ratio_median": 0.49}, "standard deviations"),
-    ],
-)
-def test_every_sign_stands_for_itself(change: dict[str, float], word: str) -> None:
-    """It shows below its threshold and not at it."""
-    assert collapse_signs(QUIET, nll_gap=-0.5) == []
-    (sign,) = collapse_signs(QUIET | change, nll_gap=-0.5)
-    assert word in sign
-
-
-def test_latents_that_spread_too_far_are_not_collapsed() -> None:
-    """Few of them are near the targets, so they cover little; what they do not do is sit on modes."""
-    centres = 4 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[np.arange(400) % 4]
-    targets, control = (centres + 0.3 * normal(400, 2, i) for i in range(2))
-    found = match_report(4 * normal(400, 2, 3), targets, control, seed=0)
-    assert found["coverage"] < 0.5 * found["coverage_control"]
-    assert found["precision"] < 0.5
-    assert collapse_signs(found) == []
-
-
-def test_a_gap_of_the_nll_is_a_sign_by_itself() -> None:
-    """Denser than the targets themselves; NaN is no answer and refused."""
-    (sign,) = collapse_signs(QUIET, nll_gap=-0.51)
-    assert "denser than the targets themselves" in sign
-    with pytest.raises(ValueError, match="nll_gap is NaN"):
-        collapse_signs(QUIET, nll_gap=math.nan)
+    assert found["recall"] < 0.5 * found["recall_control"]
 
 
 @pytest.mark.parametrize("name", ["latents", "targets", "control"])

@@ -23,7 +23,6 @@ def test_samples_far_apart_are_told_apart() -> None:
     assert classifier_two_sample(normal(300, 3, 0), normal(300, 3, 1) + 10, 0) > 0.99
 
 
-@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_samples_with_equal_moments_are_told_apart_by_their_shape() -> None:
     """A ring and a Gaussian of its covariance: the network is not linear (but needs thousands of vectors)."""
     angles = np.random.default_rng(1).uniform(0, 2 * np.pi, 2000)

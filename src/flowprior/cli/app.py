@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from flowprior.cli.extras import missing_extra
 from flowprior.cli.prior import prior
+from flowprior.core.extras import missing_extra
 
 COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync")
 """Of the pipeline: each a function in the module of its name."""

@@ -10,9 +10,9 @@ from typing import Any
 VERSIONS: dict[str, int] = {
     "extract_features": 1,
     "project": 1,
-    "train_flow": 1,
+    "train_flow": 2,
     "train_ae": 1,
-    "encode_latents": 1,
+    "encode_latents": 2,
     "train_mar": 1,
     "sample_eval": 1,
 }

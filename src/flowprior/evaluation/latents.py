@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowprior.check.latents import check_latents
+from flowprior.check.yardstick import enough
 from flowprior.core import rng
 from flowprior.core.shards import Column, ShardReader
 from flowprior.evaluation.probe import linear_probe_accuracy
 from flowprior.images.sets import SPLITS
 from flowprior.prior.flow_prior import FlowPrior
-from flowprior.stats.match import collapse_signs, match_report
+from flowprior.stats.match import match_report
 
 NEIGHBOURS = 5
 """k of the coverage metrics."""
@@ -40,10 +42,11 @@ def check_held_out(targets: ShardReader) -> None:
 
 def match_metrics(
     latents: ShardReader, targets: ShardReader, prior: FlowPrior, seed: int
-) -> dict[str, float | int]:
-    """How held-out latents compare with held-out targets; a loud warning where they look collapsed.
+) -> dict[str, float | int | str | None]:
+    """How held-out latents compare with held-out targets, and the verdict of `FlowPrior.check`, aloud if not good.
 
-    Training targets are the control: what latents that match perfectly would give.
+    Training targets are the control: what latents that match perfectly would give. The verdict compares with the
+    training targets that the prior keeps; it is None where there are too few.
     """
     tokens = latents.column("validation", "latents")
     per_image = tokens.shape[2]
@@ -59,15 +62,12 @@ def match_metrics(
         float(prior.nll(torch.from_numpy(part).to(device)).double().mean())
         for part in (mine[:NLL_VECTORS], held_out[:NLL_VECTORS])
     )
-    signs = collapse_signs(report, nll - target_nll)
-    for sign in signs:
-        print(f"{TAG}: WARNING the latents look collapsed: {sign}", file=sys.stderr)
     return {
         **{f"latent_{key}" if key in AMBIGUOUS else key: value for key, value in report.items()},
         "nll_nats": nll,
         "nll_targets_nats": target_nll,
         "nll_gap_nats": nll - target_nll,
-        "collapsed": int(bool(signs)),
+        "verdict": _verdict(prior, mine, seed),
     }
 
 
@@ -78,6 +78,15 @@ def probe_accuracy(latents: ShardReader) -> float:
         vectors = latents.column(split, "latents").read()[:, 0]
         data += [vectors.reshape(len(vectors), -1), latents.column(split, "labels").read()]
     return linear_probe_accuracy(*data)
+
+
+def _verdict(prior: FlowPrior, latents: NDArray[np.float32], seed: int) -> str | None:
+    if prior.targets is not None and not enough(len(prior.targets), len(latents)):
+        return None
+    check = check_latents(prior, torch.from_numpy(latents), seed=seed)
+    for finding in () if check.good else check.findings:
+        print(f"{TAG}: WARNING the latents are {check.verdict}: {finding}", file=sys.stderr)
+    return check.verdict
 
 
 def _some(column: Column, count: int, seed: int) -> NDArray[Any]:

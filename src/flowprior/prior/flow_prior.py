@@ -1,4 +1,4 @@
-"""`FlowPrior`: a frozen flow over target features, as a regulariser, a sampler and a density."""
+"""`FlowPrior`: a frozen flow over target features; one module, so that its whole face stands together."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowprior.core import rng
 from flowprior.core.frozen import Frozen
-from flowprior.flow.likelihood import log_density
+from flowprior.flow.likelihood import EXACT_DIVERGENCE_MAX_DIM, log_density
 from flowprior.flow.losses import grouped_loss
 from flowprior.flow.ode import integrate
 from flowprior.prior.files import load_prior, save_prior
@@ -20,6 +20,7 @@ from flowprior.prior.projection import Operator, Projection
 
 if TYPE_CHECKING:
     from flowprior.alignment.term import AlignmentTerm
+    from flowprior.check.result import LatentCheck
 
 
 class FlowPrior(Frozen):
@@ -151,17 +152,19 @@ class FlowPrior(Frozen):
         generator: torch.Generator | None = None,
         chunk: int = 4096,
         channel_dim: int | None = None,
+        exact_max_dim: int = EXACT_DIVERGENCE_MAX_DIM,
     ) -> Float[Tensor, "*batch"]:
         """Negative log-density in nats per vector, summed over dims; Eq. (4), arXiv:2506.05240.
 
-        Solves the ODE; without gradient. The divergence is exact up to 64 dims and estimated with
-        one probe above.
+        Solves the ODE; without gradient.
 
         Args:
             latents: Where to evaluate, [..., d], or with the channels on the axis `channel_dim`.
             generator: Draws the probes; by default they are the same at every call, and never of the global stream.
             chunk: Vectors solved for at once; bounds the memory.
             channel_dim: The axis of the channels; needed where it is not the last, or not clear.
+            exact_max_dim: Dims up to which the divergence is exact, which costs as many times one probe, by which it is
+                estimated above (unbiased).
 
         Returns:
             One value for each vector, in the latents' leading shape.
@@ -176,9 +179,41 @@ class FlowPrior(Frozen):
         draws = rng.generator(0, "nll") if generator is None else generator
         with torch.autocast(vectors.device.type, enabled=False), rng.plain_defaults():
             parts = [
-                -log_density(self.velocity, part, generator=draws) for part in vectors.split(chunk)
+                -log_density(self.velocity, part, generator=draws, exact_max_dim=exact_max_dim)
+                for part in vectors.split(chunk)
             ]
         return torch.cat(parts).view(last.shape[:-1])
+
+    def check(
+        self,
+        latents: Tensor,
+        *,
+        channel_dim: int | None = None,
+        targets: Float[Tensor, "m d"] | None = None,
+        seed: int = 0,
+    ) -> "LatentCheck":
+        """Compare latents with targets: one word, the reasons, and every figure beside what fresh targets get.
+
+            check = prior.check(latents)
+
+        The word is good, narrow, wide, shifted, collapsed (modes are missing, whatever the scale and place), low rank,
+        or other shape. The first check of a prior takes some seconds, further ones less. Nothing reaches the latents'
+        gradient or the global random stream.
+
+        Args:
+            latents: At least 50, [..., d], or with the channels on the axis `channel_dim`.
+            channel_dim: The axis of the channels; needed where it is not the last, or not clear.
+            targets: What to compare with, at least 100; by default those that the prior keeps, and where it keeps none,
+                samples of its flow.
+            seed: Of the cuts and tests; equal seeds give equal checks.
+
+        Raises:
+            ValueError: Too few latents or targets, of another dim, or with values that are not finite.
+        """
+        found: LatentCheck = import_module("flowprior.check.latents").check_latents(
+            self, latents, channel_dim=channel_dim, targets=targets, seed=seed
+        )
+        return found
 
     @torch.no_grad()
     def sample(

@@ -146,6 +146,12 @@ def numbers(runs: Sequence[Result], metric: str) -> list[float]:
     return [float(x) for x in values if isinstance(x, int | float) and math.isfinite(x)]
 
 
+def words(runs: Sequence[Result], metric: str) -> str:
+    """A metric that is a word, with how many runs have it; the commonest first, a dash without any."""
+    found = Counter(value for run in runs if isinstance(value := run.metrics.get(metric), str))
+    return ", ".join(f"{word} ({count})" for word, count in found.most_common()) or "–"
+
+
 def report_table(
     name: str, file: TablesFile, runs: Rows, outdated: Sequence[str], real: Mapping[str, float]
 ) -> ReportTable:

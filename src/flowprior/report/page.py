@@ -12,7 +12,7 @@ from markupsafe import Markup
 from flowprior.experiments.claims import Finding, Summary
 from flowprior.experiments.results import Result
 from flowprior.report import charts
-from flowprior.report.contents import Cell, Report, Rows, minus, numbers
+from flowprior.report.contents import Cell, Report, Rows, minus, numbers, words
 
 JUDGED = {
     "fd": ("sample_eval.fd_digits", "sample_eval.fid"),
@@ -161,7 +161,20 @@ def _environment() -> Environment:
     )
     calls: tuple[Any, ...] = (dot_plot, trade_off, curve_plot)
     found.globals |= {call.__name__: call for call in calls}
-    calls = (bold, correlation, figures, fixed, image, judged, mean, numbers, p_value, percent, row)
+    calls = (
+        bold,
+        correlation,
+        figures,
+        fixed,
+        image,
+        judged,
+        mean,
+        numbers,
+        p_value,
+        percent,
+        row,
+        words,
+    )
     found.filters |= {call.__name__: call for call in calls}
     return found
 

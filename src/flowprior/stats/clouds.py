@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy import ndarray
 
 from flowprior.core.rng import derive_seed
@@ -75,12 +76,11 @@ def energy_of(one: Cloud, two: Cloud, between: float) -> float:
 
 def distance_blocks(a: ndarray, b: ndarray) -> Iterator[tuple[slice, ndarray]]:
     """Distances of some rows of `a` to all of `b`; of differences, so that copies are at exactly 0."""
-    from scipy.spatial.distance import cdist
-
     at_once = max(1, BLOCK_VALUES // len(b))
     for start in range(0, len(a), at_once):
         rows = slice(start, start + at_once)
-        yield rows, cdist(a[rows], b)
+        one, two = torch.from_numpy(a[rows]), torch.from_numpy(b)
+        yield rows, torch.cdist(one, two, compute_mode="donot_use_mm_for_euclid_dist").numpy()
 
 
 def subsample(vectors: ndarray, size: int, seed: int, name: str) -> ndarray:

@@ -1,4 +1,4 @@
-"""Do latents spread as the targets do, or sit on their modes? Two sets compared, and signs of collapse."""
+"""Do latents spread as the targets do, or sit on their modes? Two sets compared."""
 
 import numpy as np
 from jaxtyping import Float

@@ -1,9 +1,6 @@
-"""How two sets of vectors match: latents and targets, in one report, and the signs of collapse in it."""
-
-from collections.abc import Mapping
+"""How two sets of vectors match: latents and targets, in one report."""
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -17,21 +14,8 @@ from flowprior.stats.clouds import (
     subsample,
 )
 from flowprior.stats.coverage import neighbour_log_distances, sliced_wasserstein
-from flowprior.stats.moments import Moments
+from flowprior.stats.moments import moments_of
 from flowprior.stats.two_sample import classifier_two_sample
-
-COVERAGE_SHARE = 0.5
-"""Below this share of the control's coverage latents look collapsed, unless they spread too far."""
-ON_TARGET = 0.5
-"""Below this precision, with recall as it should be, latents spread too far: that too covers little."""
-RECALL_SHARE = 0.5
-"""Below this share of the control's recall latents look collapsed."""
-RANK_SHARE = 0.5
-"""Below this share of the targets' effective rank latents look collapsed."""
-STD_RATIO = 0.5
-"""Below this median ratio of the standard deviations, latents over targets, latents look collapsed."""
-NLL_GAP = -0.5
-"""Below this gap of the mean NLL, latents minus held-out targets in nats, latents look collapsed."""
 
 
 def match_report(
@@ -87,8 +71,8 @@ def match_report(
         cloud_of(x, k) for x in (latents, targets, control)
     )
     report = {
-        "effective_rank": _moments(latents).effective_rank,
-        "effective_rank_targets": _moments(targets).effective_rank,
+        "effective_rank": moments_of(latents).effective_rank,
+        "effective_rank_targets": moments_of(targets).effective_rank,
         "std_ratio_min": float(ratios.min()),
         "std_ratio_median": float(np.median(ratios)),
         "std_ratio_max": float(ratios.max()),
@@ -114,61 +98,11 @@ def match_report(
     return report
 
 
-def collapse_signs(report: Mapping[str, float], nll_gap: float | None = None) -> list[str]:
-    """Why latents look collapsed, a readable reason each; empty when they do not.
-
-    Args:
-        report: Of `match_report`.
-        nll_gap: Mean NLL of the latents minus that of held-out targets, nats per vector.
-
-    Raises:
-        ValueError: `nll_gap` is NaN.
-    """
-    if nll_gap is not None and np.isnan(nll_gap):
-        raise ValueError(
-            "nll_gap is NaN, which says neither that latents collapse nor the contrary"
-        )
-    spread_too_far = (
-        report["precision"] < ON_TARGET
-        and report["recall"] >= RECALL_SHARE * report["recall_control"]
-    )
-    signs = []
-    for name, share, reference, whose in (
-        ("coverage", COVERAGE_SHARE, "coverage_control", "a fresh sample of targets"),
-        ("recall", RECALL_SHARE, "recall_control", "a fresh sample of targets"),
-        ("effective_rank", RANK_SHARE, "effective_rank_targets", "the targets"),
-    ):
-        if name == "coverage" and spread_too_far:
-            continue
-        if report[name] < share * report[reference]:
-            signs.append(
-                f"{name} {report[name]:.3g} is below {share:g} of the {report[reference]:.3g} "
-                f"of {whose}"
-            )
-    if report["std_ratio_median"] < STD_RATIO:
-        signs.append(
-            "the median ratio of the standard deviations, latents over targets, "
-            f"{report['std_ratio_median']:.3g}, is below {STD_RATIO:g}"
-        )
-    if nll_gap is not None and nll_gap < NLL_GAP:
-        signs.append(
-            f"the mean NLL of latents minus that of held-out targets, {nll_gap:.3g} nats, is below "
-            f"{NLL_GAP:g}: latents are denser than the targets themselves"
-        )
-    return signs
-
-
 def _std_ratios(latents: ndarray, targets: ndarray) -> ndarray:
     varied = np.ptp(targets, axis=0) > 0
     if not varied.any():
         raise ValueError("targets are all alike: there is no spread that latents could have")
     ratios = (
-        _moments(latents).covariance.diagonal() / _moments(targets).covariance.diagonal()
+        moments_of(latents).covariance.diagonal() / moments_of(targets).covariance.diagonal()
     ).sqrt()
     return np.asarray(ratios.numpy()[varied])
-
-
-def _moments(vectors: ndarray) -> Moments:
-    moments = Moments(vectors.shape[1])
-    moments.update(torch.from_numpy(vectors))
-    return moments

@@ -2,6 +2,7 @@
 
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 
@@ -58,6 +59,13 @@ class Moments:
         self._scatter += centred.T @ centred + weight * torch.outer(delta, delta)
         self.mean += delta * (len(block) / total)
         self.count = total
+
+
+def moments_of(vectors: Float[ndarray, "n D"]) -> Moments:
+    """Moments of vectors that are all at hand."""
+    moments = Moments(vectors.shape[1])
+    moments.update(torch.from_numpy(vectors))
+    return moments
 
 
 def moments_metrics(moments: Moments) -> dict[str, float]:

@@ -5,19 +5,23 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from flowprior.check.verdict import compare
+from flowprior.check.yardstick import Yardstick
 from flowprior.core import rng
 from flowprior.stats.correlation import Correlation, correlations
-from flowprior.stats.match import collapse_signs, match_report
+from flowprior.stats.match import match_report
 from flowprior.toy.config import NEIGHBOURS, Study
 from flowprior.toy.densities import reference_nll
 from flowprior.toy.modes import mode_report
 from flowprior.toy.targets import Target2D
 
+TARGETS = 20_000
+"""Samples of the target that the verdict compares with."""
 Facts = dict[str, float | int | str]
 
 
 def judge_points(cfg: Study, target: Target2D, points: Float[Tensor, "n 2"]) -> Facts:
-    """How the points compare with fresh samples of the target; whether they look collapsed.
+    """How the points compare with fresh samples of the target, and one word for it.
 
     Args:
         cfg: Holds the seed and what densities are read from.
@@ -26,7 +30,8 @@ def judge_points(cfg: Study, target: Target2D, points: Float[Tensor, "n 2"]) -> 
 
     Returns:
         The keys of `match_report`; `nll`, `nll_targets` (means) and `nll_gap`, nats, with `density`, what they were
-        read from, `exact` or `kde`; `collapsed`, 1 or 0; and those of `mode_report` where the modes are known.
+        read from, `exact` or `kde`; `verdict`, as of `FlowPrior.check`; and those of `mode_report` where the modes are
+        known.
     """
     fresh, control = (
         target.sample(len(points), rng.generator(cfg.seed, target.name, name))
@@ -37,14 +42,16 @@ def judge_points(cfg: Study, target: Target2D, points: Float[Tensor, "n 2"]) -> 
     report = match_report(
         points.numpy(), fresh.numpy(), control.numpy(), seed=cfg.seed, k=NEIGHBOURS
     )
-    signs = collapse_signs(report, mean_nll - target_nll)
+    many = target.sample(TARGETS, rng.generator(cfg.seed, target.name, "yardstick"))
+    yardstick = Yardstick(many.double().numpy(), len(points), cfg.seed)
+    verdict, _ = compare(points.double().numpy(), yardstick)
     facts: Facts = {
         **report,
         "nll": mean_nll,
         "nll_targets": target_nll,
         "nll_gap": mean_nll - target_nll,
         "density": nll.kind,
-        "collapsed": int(bool(signs)),
+        "verdict": verdict.word,
     }
     if target.density is not None:
         facts |= mode_report(points, target.density.means, target.density.std)
