@@ -65,6 +65,16 @@ def test_what_decides_comes_first_and_has_its_number(
     assert sentence in verdict.findings[0]
 
 
+def test_a_gaussian_that_lacks_the_targets_long_axes_is_not_collapsed() -> None:
+    """A fifth of the targets is far from all latents, and yet no mode is missing."""
+    rng = np.random.default_rng(0)
+    spreads = np.array([6.0, 4, 3, 1, 1, 1, 1, 1])
+    yardstick = Yardstick(rng.normal(size=(3000, 8)) * spreads, 640, 0)
+    verdict, measures = compare(1.5 * rng.normal(size=(640, 8)), yardstick)
+    assert measures["missing"].value > 0.15
+    assert verdict.word == "narrow"
+
+
 def test_modes_of_which_each_is_met_but_narrowly_are_narrow() -> None:
     """What the paper's loss does: every mode has its latents, and none its spread."""
     kind = KINDS["ten modes in 2 dims"]

@@ -66,7 +66,10 @@ def test_samples_are_the_priors_and_go_through_a_pipe(folder: Path, tmp_path: Pa
     [
         (["fit", "{root}/none.npy", "--out", "{root}/p"], "none.npy does not exist"),
         (["fit", "{root}/x.npy", "--out", "{root}"], "something other than a flow prior"),
-        (["fit", "{root}/x.npy", "--out", "{root}/p", "--dim", "7"], "cannot project 6 channels"),
+        (
+            ["fit", "{root}/x.npy", "--out", "{root}/p", "--dim", "7"],
+            "the features have 6 channels and dim is 7",
+        ),
         (["fit", "{root}/x.npy", "--out", "{root}/p", "--operator", "pac"], "use one of random"),
         (["nll", "{root}/prior", "{root}/x.npy"], "latents have 6 channels"),
         (["nll", "{root}/none", "{root}/x.npy"], "does not exist"),

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowprior.core import rng
+from flowprior.flow import losses
 from flowprior.flow.losses import alignment_loss, flow_matching_loss, grouped_loss
 from flowprior.flow.path import interpolate, stratified_times
+from flowprior.flow.velocity import VelocityMLP
 from flowprior.toy.closed_forms import gaussian_alignment_loss, gaussian_velocity
 
 LIKE = torch.zeros(1, dtype=torch.float64)
@@ -258,3 +260,21 @@ def test_grouped_times_lower_the_variance_of_the_batch_mean() -> None:
     ratio = grouped.mean(1).var() / independent.mean(1).var()
     # Found 0.42; the ratio of two variances of 2000 draws has a relative standard error of 4.5%.
     assert ratio < 2 / 3
+
+
+def test_a_loss_without_gradient_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many vectors fit at once; the draws are made before."""
+    velocity = VelocityMLP(3, 16, 2)
+    torch.nn.init.normal_(velocity.output.weight)
+    vectors = torch.randn(1000, 3, generator=rng.generator(0, "vectors"))
+    whole = grouped_loss(velocity, vectors, 8, rng.generator(1))
+    seen: list[int] = []
+    velocity.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., 0].numel()))
+    monkeypatch.setattr(losses, "AT_ONCE", 100)
+    with torch.no_grad():
+        parts = grouped_loss(velocity, vectors, 8, rng.generator(1))
+    torch.testing.assert_close(parts, whole)
+    assert max(seen) <= 100
+    seen.clear()
+    grouped_loss(velocity, vectors, 8, rng.generator(1))
+    assert len(seen) == 1

@@ -5,8 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from flowprior.core import rng
+from flowprior.flow.likelihood import log_density
 from flowprior.flow.losses import flow_matching_loss
-from flowprior.flow.velocity import TimeEmbedding, VelocityMLP
+from flowprior.flow.ode import integrate
+from flowprior.flow.path import interpolate
+from flowprior.flow.velocity import PreconditionedVelocity, TimeEmbedding, VelocityMLP
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 
@@ -190,3 +193,72 @@ def test_half_precision_networks_take_half_precision_points() -> None:
     out = net(normal(5, 3).bfloat16(), uniform(5).bfloat16())
     assert out.dtype == torch.bfloat16
     assert out.isfinite().all()
+
+
+def gaussian_facts() -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variances and axes of a Gaussian in three dims, one of them narrow."""
+    axes, _ = torch.linalg.qr(rng.normal((3, 3), torch.zeros(1), rng.generator(0, "axes")))
+    return torch.tensor([5.0, 0.0, -2.0]), torch.tensor([1e-4, 1.0, 4.0]), axes
+
+
+def test_an_untrained_preconditioned_velocity_is_that_of_the_gaussian() -> None:
+    """Its flow carries noise to the mean and the covariance, however narrow an axis is."""
+    mean, variances, axes = gaussian_facts()
+    velocity = PreconditionedVelocity(VelocityMLP(3, 8, 1, lifted=True), mean, variances, axes)
+    noise = rng.normal((4000, 3), mean, rng.generator(0, "noise"))
+    with torch.no_grad():
+        end = integrate(velocity, noise, 100, slowing=True)
+    expected = noise @ axes * variances.sqrt() @ axes.T + mean
+    torch.testing.assert_close(end, expected, rtol=0, atol=5e-3)
+    exact = torch.distributions.MultivariateNormal(mean, axes * variances @ axes.T)
+    points = exact.sample((20,))
+    torch.testing.assert_close(
+        log_density(velocity, points), exact.log_prob(points), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_the_weighted_loss_of_a_gaussian_is_one_at_every_time() -> None:
+    """Each axis and time in units of what cannot be known."""
+    mean, variances, axes = gaussian_facts()
+    velocity = PreconditionedVelocity(VelocityMLP(3, 8, 1), mean, variances, axes)
+    draw = rng.generator(0, "loss")
+    normal = rng.normal((20_000, 3), mean, draw)
+    data, noise = normal * variances.sqrt() @ axes.T + mean, rng.normal_like(normal, draw)
+    for time in (0.02, 0.5, 0.98):
+        t = torch.full((1,), time)
+        found = velocity.training_loss(data, noise, t).mean()
+        assert float(found.detach()) == pytest.approx(1, abs=0.02)
+
+
+def test_weighted_and_plain_loss_are_of_one_field() -> None:
+    """The weighted residual is the plain one over the spread of its axis."""
+    mean, variances, axes = gaussian_facts()
+    network = VelocityMLP(3, 8, 1, lifted=True)
+    torch.nn.init.normal_(network.output.weight)
+    velocity = PreconditionedVelocity(network, mean, variances, axes)
+    draw = rng.generator(0, "both")
+    data, noise = (rng.normal((50, 3), mean, draw) for _ in range(2))
+    t = rng.uniform((50,), mean, draw)
+    x_t = interpolate(noise, data, t)
+    residual = (velocity(x_t, t) - (data - noise)) @ axes
+    left = (1 - t).unsqueeze(-1)
+    spread = (variances / (left.square() + variances * (1 - left).square())).sqrt()
+    torch.testing.assert_close(
+        velocity.training_loss(data, noise, t),
+        (residual / spread).square().mean(-1),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_a_preconditioned_velocity_has_an_answer_beyond_the_ends() -> None:
+    """Where an adaptive solver looks."""
+    velocity = PreconditionedVelocity(VelocityMLP(3, 8, 1), *gaussian_facts())
+    for time in (-0.1, 0.0, 1.0, 1.1):
+        assert velocity(torch.zeros(2, 3), torch.full((1,), time)).isfinite().all()
+
+
+def test_facts_of_another_dim_are_an_error() -> None:
+    mean, variances, axes = gaussian_facts()
+    with pytest.raises(ValueError, match="that of 4 channels"):
+        PreconditionedVelocity(VelocityMLP(4, 8, 1), mean, variances, axes)

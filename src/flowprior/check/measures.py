@@ -100,6 +100,22 @@ def aligned(vectors: Float[ndarray, "n d"], reference: Reference) -> Float[ndarr
     return np.asarray((vectors - scale.mean) * ratio + reference.scale.mean)
 
 
+def fully_aligned(vectors: Float[ndarray, "n d"], reference: Reference) -> Float[ndarray, "n d"]:
+    """Vectors by the linear map to the targets' mean and covariance: what is left has neither a scale nor axes."""
+    inside, targets = drawn_in(vectors), drawn_in(reference.vectors)
+    own, theirs = (
+        _roots(np.cov(x, rowvar=False).reshape(x.shape[1], -1)) for x in (inside, targets)
+    )
+    return np.asarray((vectors - inside.mean(0)) @ own[1] @ theirs[0] + targets.mean(0))
+
+
+def _roots(covariance: ndarray) -> tuple[ndarray, ndarray]:
+    """The symmetric root of a covariance, and its inverse."""
+    values, vectors = np.linalg.eigh(covariance)
+    roots = np.sqrt(np.maximum(values, 1e-9 * values[-1]))
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
 def place_figures(vectors: Float[ndarray, "n d"], reference: Reference) -> dict[str, float]:
     """Precision, recall, density and coverage (k = 5), energy distance, missing places, local spread.
 

@@ -7,7 +7,14 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from flowprior.check.measures import ALIGNED, aligned, place_figures, reference_of, scale_of
+from flowprior.check.measures import (
+    ALIGNED,
+    aligned,
+    fully_aligned,
+    place_figures,
+    reference_of,
+    scale_of,
+)
 from flowprior.check.rank import Rank, rank_of
 from flowprior.check.yardstick import Measure, Yardstick
 
@@ -66,7 +73,7 @@ def judge(
     lost = _lost(latents, rank, yardstick)
     if lost is not None:
         found.append(lost)
-    elif (gone := _collapsed(measures)) is not None:
+    elif (gone := _collapsed(latents, measures, yardstick)) is not None:
         found.append(gone)
     spread, much = _spread(measures["std_ratio"])
     shift = _shift(measures["shift"])
@@ -108,15 +115,25 @@ def _lost(
     )
 
 
-def _collapsed(measures: Mapping[str, Measure]) -> tuple[Literal["collapsed"], str] | None:
-    """Where latents are, targets are, but not the other way round, whether or not scale and place are taken away."""
+def _collapsed(
+    latents: ndarray, measures: Mapping[str, Measure], yardstick: Yardstick
+) -> tuple[Literal["collapsed"], str] | None:
+    """Where latents are, targets are, but not the other way round, whether or not scale and place are taken away.
+
+    Nor does another spread along other axes explain it.
+    """
     missing = min(measures[prefix + "missing"].value for prefix in ("", ALIGNED))
     on_target = any(
         measures[name].value >= ON_TARGET * measures[name].fresh
         for name in ("precision", ALIGNED + "precision")
     )
     fresh = max((measures[prefix + "missing"] for prefix in ("", ALIGNED)), key=lambda m: m.fresh)
-    if not on_target or missing <= max(MISSING, fresh.fresh + SDS * fresh.sd):
+    most = max(MISSING, fresh.fresh + SDS * fresh.sd)
+    if not on_target or missing <= most:
+        return None
+    turned = fully_aligned(yardstick.cut(latents), yardstick.reference)
+    missing = min(missing, place_figures(turned, yardstick.reference)["missing"])
+    if missing <= most:
         return None
     return (
         "collapsed",

@@ -14,6 +14,8 @@ prior = typer.Typer(
 
 FEATURES = "Vectors [..., D]: .npy, .npz, .safetensors, .csv or .parquet, or - for a .npy on stdin."
 PRIOR = "The folder of a prior, of `flowprior prior fit` or the pipeline's data/flow_prior."
+STRICT = "Exit status 1 unless the verdict is good."
+CHANNEL_DIM = "Axis of the channels, where it is not the last."
 OUT = "File to write, .npy or .safetensors, or - for a .npy on stdout."
 
 
@@ -30,11 +32,13 @@ def fit(
     steps: Annotated[int, whole_number(1, "Steps of the optimiser.")] = 1500,
     seed: Annotated[int, whole_number(0, "Equal seeds give equal priors.")] = 0,
     lr: Annotated[float, positive_number("Peak learning rate.")] = 1e-3,
+    strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
 ) -> None:
-    """Fit a prior to features.
+    """Fit a prior to features, and say how well it fits.
 
     They are projected to --dim channels of unit variance, and a flow learns them. Latents of an autoencoder with as
-    many channels can then be pulled towards them, in Python by FlowPrior.load(OUT).alignment_loss(latents).
+    many channels can then be pulled towards them, in Python by FlowPrior.load(OUT).objective("dmd"), and compared with
+    them by `flowprior prior check`. With --strict the exit status is 1 unless the fit is good.
     """
     from flowprior.cli.vectors import read_vectors
 
@@ -52,6 +56,46 @@ def fit(
     fitted.save(out)
     count = math.prod(vectors.shape[:-1])
     typer.echo(f"{out}: {count} vectors, {vectors.shape[-1]} channels projected to {fitted.dim}")
+    typer.echo(fitted.fitted or "too few vectors to hold some out and measure the fit on them")
+    if strict and (fitted.fitted is None or fitted.fitted.verdict != "good"):
+        raise typer.Exit(1)
+
+
+@prior.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="PRIOR", help=PRIOR)],
+    latents: Annotated[str, typer.Argument(metavar="LATENTS", help=FEATURES)],
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures, too.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    channel_dim: Annotated[int | None, typer.Option(help=CHANNEL_DIM)] = None,
+    seed: Annotated[int, whole_number(0, "Equal seeds give equal checks.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
+) -> None:
+    """Say whether latents look as the prior's targets do: one word, the reasons, and every figure.
+
+    The word is good, narrow, wide, shifted, collapsed, low rank or other shape. Each figure stands beside what as many
+    fresh targets get. At least 50 latents are needed.
+    """
+    from json import dumps
+
+    from flowprior.cli.vectors import check_parent, read_vectors
+
+    if html is not None:
+        check_parent(html)
+    vectors = read_vectors(latents)
+
+    import torch
+
+    from flowprior.prior.flow_prior import FlowPrior
+
+    found = FlowPrior.load(folder).check(
+        torch.from_numpy(vectors.astype("float32")), channel_dim=channel_dim, seed=seed
+    )
+    if html is not None:
+        found.to_html(html)
+    typer.echo(dumps(found.to_dict(), indent=1) if json else found)
+    if strict and not found.good:
+        raise typer.Exit(1)
 
 
 @prior.command()
@@ -59,9 +103,7 @@ def nll(
     folder: Annotated[Path, typer.Argument(metavar="PRIOR", help=PRIOR)],
     latents: Annotated[str, typer.Argument(metavar="LATENTS", help=FEATURES)],
     out: Annotated[str | None, typer.Option(help=OUT)] = None,
-    channel_dim: Annotated[
-        int | None, typer.Option(help="Axis of the channels, where it is not the last.")
-    ] = None,
+    channel_dim: Annotated[int | None, typer.Option(help=CHANNEL_DIM)] = None,
 ) -> None:
     """Print the mean negative log-density of latents, in nats per vector.
 

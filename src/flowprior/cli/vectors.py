@@ -50,8 +50,18 @@ def check_writable(name: str) -> None:
     path = Path(name).expanduser()
     if path.suffix not in WRITTEN:
         raise ValueError(f"{name}: name a file {' or '.join(WRITTEN)}, or - for standard output")
-    if not path.parent.is_dir():
-        raise ValueError(f"{name}: the directory {path.parent} does not exist")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Whether there is a directory for a file.
+
+    Raises:
+        ValueError: There is not.
+    """
+    parent = path.expanduser().parent
+    if not parent.is_dir():
+        raise ValueError(f"{path}: the directory {parent} does not exist")
 
 
 def write_vectors(name: str, vectors: ndarray) -> None:

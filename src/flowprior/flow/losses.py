@@ -18,6 +18,9 @@ from flowprior.flow.path import (
     stratified_times,
 )
 
+AT_ONCE = 1 << 15
+"""Vectors that a loss without a gradient looks at together."""
+
 
 @runtime_checkable
 class Velocity(Protocol):
@@ -83,4 +86,16 @@ def grouped_loss(
     data_groups = group_vectors(vectors, num_groups)
     noise_groups = group_vectors(noise, num_groups)
     t = stratified_times(len(data_groups), vectors, generator)
-    return flow_matching_loss(velocity, data_groups, noise_groups, t).flatten()[: len(vectors)]
+    losses = _in_parts(velocity, data_groups, noise_groups, t)
+    return losses.flatten()[: len(vectors)]
+
+
+def _in_parts(
+    velocity: Velocity, data: Float[Tensor, "g m d"], noise: Float[Tensor, "g m d"], t: Tensor
+) -> Float[Tensor, "g m"]:
+    """The loss of all; without a gradient, which needs all at once, in parts that bound the memory."""
+    size = max(1, AT_ONCE // len(data))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or data.shape[1] <= size:
+        return flow_matching_loss(velocity, data, noise, t)
+    parts = zip(data.split(size, 1), noise.split(size, 1), strict=True)
+    return torch.cat([flow_matching_loss(velocity, *part, t) for part in parts], 1)

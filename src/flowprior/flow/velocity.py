@@ -7,6 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowprior.flow.path import conditional_velocity, interpolate
+
+LATE = 1e-3
+"""Offset of the ratio t / (1 - t), whose logarithm is the clock of a preconditioned velocity."""
+
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of time, then a two-layer MLP.
@@ -65,16 +70,26 @@ class VelocityMLP(nn.Module):
         width: Hidden width w.
         depth: Number of residual blocks.
         condition_dim: Channels of the condition, or None for a field without one.
+        lifted: Whether the input is [x, tanh x, tanh 3x] instead of x: then functions of single channels are near at
+            hand, as independent channels of heavy tails or of few values need them.
     """
 
     # Paper: GELU (App. C.2); the authors' code, followed here, has SiLU.
 
-    def __init__(self, dim: int, width: int, depth: int, condition_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        depth: int,
+        condition_dim: int | None = None,
+        lifted: bool = False,
+    ) -> None:
         super().__init__()
         self.dim = dim
+        self.lifted = lifted
         self.time = TimeEmbedding(width)
         self.condition = nn.Linear(condition_dim, width) if condition_dim is not None else None
-        self.input = nn.Linear(dim, width)
+        self.input = nn.Linear(3 * dim if lifted else dim, width)
         self.blocks = nn.ModuleList(ModulatedBlock(width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -106,7 +121,7 @@ class VelocityMLP(nn.Module):
         elif condition is not None:
             raise ValueError("this velocity was built without a condition; do not pass one")
         context = F.silu(context)
-        h = self.input(x)
+        h = self.input(torch.cat([x, x.tanh(), (3 * x).tanh()], -1) if self.lifted else x)
         for block in self.blocks:
             h = block(h, context)
         shift, scale = self.final_modulation(context).chunk(2, dim=-1)
@@ -140,3 +155,74 @@ class CentredVelocity(nn.Module):
     ) -> Float[Tensor, "*batch d"]:
         out: Tensor = self.velocity(x - t.unsqueeze(-1) * self.mean, t) + self.mean
         return out
+
+
+class PreconditionedVelocity(nn.Module):
+    """The velocity of data with mean m and covariance C: that of the Gaussian with both, plus a network.
+
+    For a Gaussian the velocity is linear and known. Along a principal axis of variance s, with x_t = (1 - t) noise + t
+    data and var = (1 - t)^2 + s t^2, it is (s t - (1 - t)) / var times x_t, and sqrt(s / var) is the spread of what
+    remains. The network sees x_t in units of sqrt(var) and gives what remains in units of its spread, so that all axes
+    and times are as easy, however narrow an axis is (the idea of Karras et al., arXiv:2206.00364, for a covariance).
+
+    Args:
+        network: Gives what remains; a module with the attribute `dim`.
+        mean: m, [d].
+        variances: s, [d], above 0.
+        axes: Principal axes as columns, [d, d].
+    """
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Float[Tensor, " d"],
+        variances: Float[Tensor, " d"],
+        axes: Float[Tensor, "d d"],
+    ) -> None:
+        super().__init__()
+        self.velocity = network
+        self.dim = int(network.dim)  # type: ignore[arg-type]
+        if tuple(axes.shape) != (self.dim, self.dim) or mean.shape != variances.shape:
+            raise ValueError(f"the covariance must be that of {self.dim} channels")
+        self.register_buffer("mean", mean)
+        self.register_buffer("variances", variances)
+        self.register_buffer("axes", axes)
+
+    def forward(
+        self, x: Float[Tensor, "*batch d"], t: Float[Tensor, "*#batch"]
+    ) -> Float[Tensor, "*batch d"]:
+        centred = (x - t.unsqueeze(-1) * self.mean) @ self.axes
+        linear, unit, spread = self._factors(t)
+        remains = self._remains(centred * unit, t) @ self.axes
+        out: Tensor = (linear * centred + spread * remains) @ self.axes.mT + self.mean
+        return out
+
+    def training_loss(
+        self,
+        data: Float[Tensor, "*batch d"],
+        noise: Float[Tensor, "*batch d"],
+        t: Float[Tensor, "*#batch"],
+    ) -> Float[Tensor, "*batch"]:
+        """The flow matching loss with each axis and time in units of its spread; its minimum is at the same field."""
+        data, noise = (data - self.mean) @ self.axes, noise @ self.axes
+        linear, unit, spread = self._factors(t)
+        x_t = interpolate(noise, data, t)
+        wanted = (conditional_velocity(noise, data) - linear * x_t) / spread
+        return (self._remains(x_t * unit, t) @ self.axes - wanted).square().mean(-1)
+
+    def _remains(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's answer in the data's own channels, whose structure a rotation would hide."""
+        t = t.clamp(0, 1)  # an adaptive solver looks beyond the ends
+        clock = torch.log((t + LATE) / (1 - t + LATE))
+        out: Tensor = self.velocity(x @ self.axes.mT, clock)
+        return out
+
+    def _factors(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = t.unsqueeze(-1)
+        var = (1 - t).square() + self.variances * t.square()
+        linear = (self.variances * t - (1 - t)) / var
+        return linear, var.rsqrt(), (self.variances / var).sqrt()

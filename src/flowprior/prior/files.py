@@ -18,14 +18,18 @@ from flowprior.core.artifacts import (
 )
 from flowprior.core.io import ArtifactError, load_tensors, read_json, save_tensors, write_json
 from flowprior.core.sizes import check_model
-from flowprior.flow.velocity import CentredVelocity, VelocityMLP
+from flowprior.flow.velocity import CentredVelocity, PreconditionedVelocity, VelocityMLP
+from flowprior.prior.fit_report import FitReport, stored_report
 from flowprior.prior.projection import Projection
 
 KIND = "flow_prior"
-FORMAT_VERSION = 2
-"""2 has some of the targets, and the mean of targets that are modelled about it; 1 had neither, and is read too."""
+FORMAT_VERSION = 3
+"""3 has the covariance of a preconditioned velocity; 2 had its mean alone, and some of the targets; 1 had neither.
+
+All are read.
+"""
 MADE_BY = "the stage `train_flow` or `FlowPrior.save`"
-MEAN = "mean"
+MEAN, VARIANCES, AXES = "mean", "variances", "axes"
 
 
 class SavedPrior(NamedTuple):
@@ -35,6 +39,7 @@ class SavedPrior(NamedTuple):
     projection: Projection
     time_groups: int
     targets: Tensor | None
+    fit: FitReport | None
     digest: str
 
 
@@ -44,6 +49,7 @@ def save_prior(
     projection: Projection,
     time_groups: int,
     targets: Tensor | None,
+    fit: FitReport | None,
     provenance: Mapping[str, object] | None,
     facts: Mapping[str, Any],
 ) -> None:
@@ -54,8 +60,10 @@ def save_prior(
     """
     check_replaceable(path)
     velocity = getattr(velocity, "_orig_mod", velocity)  # of a compiled one
-    mean = velocity.mean if isinstance(velocity, CentredVelocity) else None
-    network = velocity.velocity if isinstance(velocity, CentredVelocity) else velocity
+    outer: dict[str, Tensor] = {}
+    if isinstance(velocity, CentredVelocity | PreconditionedVelocity):
+        outer = dict(velocity.named_buffers(recurse=False))
+    network = velocity.velocity if outer else velocity
     if not isinstance(network, VelocityMLP):
         raise ValueError(
             f"a {type(velocity).__name__} cannot be saved: FlowPrior.load builds VelocityMLP only"
@@ -66,15 +74,13 @@ def save_prior(
         "dim": network.dim,
         "width": network.input.out_features,
         "depth": len(network.blocks),
+        "lifted": network.lifted,
         "operator": projection.operator,
         "projection_seed": projection.seed,
         "time_groups": time_groups,
     }
-    weights = dict(network.state_dict())
     with atomic_dir(path) as out:
-        save_tensors(
-            out / "velocity.safetensors", weights if mean is None else weights | {MEAN: mean}
-        )
+        save_tensors(out / "velocity.safetensors", {**network.state_dict(), **outer})
         save_tensors(out / "projection.safetensors", projection.tensors())
         if targets is not None:
             save_tensors(out / "targets.safetensors", {"targets": targets})
@@ -85,6 +91,7 @@ def save_prior(
             provenance=dict(provenance)
             if provenance
             else {"packages": package_versions("torch", "flowprior")},
+            **({} if fit is None else {"fit": fit.to_dict()}),
             **facts,
         )
 
@@ -113,8 +120,8 @@ def _load(path: Path) -> SavedPrior:
     weights = load_tensors(artifact.file("velocity.safetensors"))
     targets = _targets(artifact)
     try:
-        sizes = (config["dim"], config["width"], config["depth"])
-        mean = weights.pop(MEAN, None)
+        sizes = (config["dim"], config["width"], config["depth"], None, bool(config.get("lifted")))
+        outer = [weights.pop(name) for name in (MEAN, VARIANCES, AXES) if name in weights]
         check_model(lambda: VelocityMLP(*sizes), weights)
         projection = Projection(
             tensors["matrix"],
@@ -125,15 +132,20 @@ def _load(path: Path) -> SavedPrior:
         with rng.scoped(0, "load"):
             network = VelocityMLP(*sizes)
         network.load_state_dict(weights)
-        velocity = network if mean is None else CentredVelocity(network, mean)
+        velocity: nn.Module = network
+        if outer:
+            velocity = (PreconditionedVelocity if len(outer) > 1 else CentredVelocity)(
+                network, *outer
+            )
         groups = int(config["time_groups"])
-        if groups < 1 or projection.out_dim != velocity.dim:
+        if groups < 1 or projection.out_dim != network.dim:
             raise ValueError("its sizes do not fit one another")
-        if targets is not None and (targets.ndim != 2 or targets.shape[1] != velocity.dim):
+        if targets is not None and (targets.ndim != 2 or targets.shape[1] != network.dim):
             raise ValueError(f"its targets have the shape {tuple(targets.shape)}")
+        fit = stored_report(artifact.manifest.get("fit"))
     except Exception as error:  # whatever a wrong config provokes
         raise ArtifactError(f"{root} does not hold the prior it describes: {error}") from None
-    return SavedPrior(velocity, projection, groups, targets, artifact.digest)
+    return SavedPrior(velocity, projection, groups, targets, fit, artifact.digest)
 
 
 def check_replaceable(path: Path) -> None:

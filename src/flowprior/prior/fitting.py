@@ -1,21 +1,36 @@
-"""Fitting a flow to features that are at hand."""
+"""Fitting a flow to features that are at hand, or that arrive in batches."""
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowprior.core import rng
 from flowprior.core.optim import adamw, moving_average, schedule
-from flowprior.flow.losses import grouped_loss
-from flowprior.flow.velocity import CentredVelocity, VelocityMLP
+from flowprior.core.progress import Progress, tell
+from flowprior.flow.path import group_vectors, stratified_times
+from flowprior.flow.velocity import PreconditionedVelocity, VelocityMLP
+from flowprior.prior.features import gathered
+from flowprior.prior.fit_report import FitReport, fit_report
 from flowprior.prior.projection import Operator, Projection
-from flowprior.stats.moments import Moments
+from flowprior.stats.two_sample import LEAST
 
 KEPT_TARGETS = 20_000
 """Targets that a prior keeps, drawn at random, for what compares latents with them."""
+NARROWEST = 1e-6
+"""The least variance of a principal axis, over the mean of all: features that lie in a plane have a density too."""
+LOOKS = 30
+"""At the held-out loss, over a whole fit."""
+SAME_LOSS = 1.005
+"""Ratio of held-out losses up to which the later weights, which are averaged over more steps, are as good."""
+PATIENCE = 8
+"""Looks at a higher held-out loss, after which a fit stops."""
+LEAST_SHARE = 3
+"""One in so many of the steps are made before a fit may stop."""
+HELD_OUT = 2000
+"""Targets that are held out, at most: a tenth of them."""
+LOOK_DRAWS = 4
 
 
 class FittedFlow(NamedTuple):
@@ -25,11 +40,13 @@ class FittedFlow(NamedTuple):
         velocity: The field, trained.
         projection: From features to targets.
         targets: At most `KEPT_TARGETS` of them, [n, d].
+        report: How well it fits; None where too few could be held out.
     """
 
-    velocity: CentredVelocity
+    velocity: PreconditionedVelocity
     projection: Projection
     targets: Tensor
+    report: FitReport | None
 
 
 class FitSettings(NamedTuple):
@@ -43,6 +60,7 @@ class FitSettings(NamedTuple):
     time_groups: int
     lr: float | int
     ema_decay: float | int
+    hold_out: bool
 
     def check(self) -> None:
         """Whether all are in range.
@@ -65,74 +83,61 @@ def fit_flow(
     operator: Operator,
     settings: FitSettings,
     device: torch.device | str | None,
+    progress: bool | None,
 ) -> FittedFlow:
     """Project features and train a flow on them; see `FlowPrior.fit` for arguments and errors."""
     settings.check()
     seed = settings.seed
     with torch.inference_mode(False), torch.enable_grad(), rng.plain_defaults():
-        vectors = feature_vectors(features, device)
-        if dim is not None and dim > vectors.shape[-1]:
+        found = gathered(features, device, seed)
+        channels = found.vectors.shape[1]
+        if dim is not None and dim > channels:
             raise ValueError(
-                f"cannot project {vectors.shape[-1]} channels to {dim}; take a dim from 1 to {vectors.shape[-1]}"
+                f"the features have {channels} channels and dim is {dim}: targets would fill {channels} of {dim} dims, "
+                f"and nothing else could look like them. Fit with dim={channels} and pull as many of the latents' "
+                f"channels, latents[..., :{channels}], or take features of {dim} channels and more, for instance "
+                "several layers side by side"
             )
-        moments = Moments(vectors.shape[-1])
-        moments.update(vectors)
-        projection = Projection.fit(
-            moments, vectors.shape[-1] if dim is None else dim, operator, seed
-        )
-        targets = projection.to(vectors.device)(vectors)
-        velocity = _train(targets, settings)
-        rows = torch.randperm(len(targets), generator=rng.generator(seed, "fit", "kept"))
-        kept = targets[rows[:KEPT_TARGETS].to(targets.device)].cpu()
-    return FittedFlow(velocity, projection, kept)
+        projection = Projection.fit(found.moments, channels if dim is None else dim, operator, seed)
+        targets = projection.to(found.vectors.device)(found.vectors)
+        order = torch.randperm(len(targets), generator=rng.generator(seed, "fit", "kept"))
+        order = order.to(targets.device)
+        num = min(HELD_OUT, len(targets) // 10) if settings.hold_out else 0
+        num = num if num >= LEAST else 0  # fewer would say nothing
+        held_out, learned = targets[order[:num]], targets[order[num:].sort().values]
+        velocity, steps = _train(learned, held_out, settings, progress)
+        report = None
+        if num:
+            report = fit_report(velocity, learned, held_out, settings.time_groups, steps, seed)
+            tell(f"flow prior: {report}", progress)
+        kept = targets[order[:KEPT_TARGETS]].cpu()
+    return FittedFlow(velocity, projection, kept, report)
 
 
-def feature_vectors(
-    features: Any, device: torch.device | str | None = None
-) -> Float[Tensor, "n D"]:
-    """Features as float32 vectors, on their own device by default; what was passed is not changed.
-
-    Args:
-        features: Tensor, array (of any byte order and stride), data frame or nested lists of numbers, [..., D].
-        device: Where to put them.
-
-    Raises:
-        ValueError: They are no real numbers, have fewer than two axes, or there are none.
-    """
-    if isinstance(features, Tensor):
-        tensor = features.detach()
-        if tensor.layout != torch.strided or tensor.is_complex():
-            raise ValueError("features must be a dense tensor of real numbers")
-    else:
-        try:
-            array = np.asarray(features)
-            array = array.astype(np.float64) if array.dtype == object else array
-            if array.dtype.kind not in "biuf":
-                raise TypeError(str(array.dtype))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"features must be numbers, [..., D]: {error}") from None
-        tensor = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    if tensor.ndim < 2 or not tensor.numel():
-        raise ValueError(f"features must be [..., D] and not empty, found {tuple(tensor.shape)}")
-    tensor = tensor.to(device=device, dtype=torch.float32)  # of another dtype it is a copy
-    tensor = tensor.clone() if tensor.is_inference() else tensor
-    return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _train(targets: Float[Tensor, "n d"], settings: FitSettings) -> CentredVelocity:
-    """Flow matching on targets about their mean, so that a mean of many standard deviations fits as well as none."""
+def _train(
+    targets: Float[Tensor, "n d"],
+    held_out: Float[Tensor, "m d"],
+    settings: FitSettings,
+    progress: bool | None,
+) -> tuple[PreconditionedVelocity, int]:
+    """Flow matching, until the held-out loss stops falling; the velocity, and the steps that it took."""
     steps, seed = settings.steps, settings.seed
-    mean = targets.double().mean(0).float() if targets.device.type == "cpu" else targets.mean(0)
-    with rng.scoped(seed, "fit", "init"):
-        network = VelocityMLP(targets.shape[1], settings.width, settings.depth).to(targets.device)
+    velocity = _untrained(targets, settings)
+    network = velocity.velocity
     optimizer = adamw(network, settings.lr, (0.9, 0.95), weight_decay=1e-4)
     rates = schedule(optimizer, "cosine", steps, warmup_steps=min(100, steps // 10))
     averaged = moving_average(network, settings.ema_decay)
+    shown = Progress("flow prior", steps, progress)
+    every = max(10, steps // LOOKS)
+    best = _Best()
+    if len(held_out):  # the Gaussian of the targets, which may be all that there is to know
+        best.look(0, network, _held_out_loss(velocity, network, held_out, settings))
+    done = 0
     for step in range(steps):
         draw = rng.generator(seed, "fit", step)
         rows = torch.randint(len(targets), (settings.batch_vectors,), generator=draw)
-        centred = targets[rows.to(targets.device)] - mean
-        loss = grouped_loss(network, centred, settings.time_groups, draw).mean()
+        vectors = targets[rows.to(targets.device)]
+        loss = _loss(velocity, vectors, settings.time_groups, draw)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -141,6 +146,72 @@ def _train(targets: Float[Tensor, "n d"], settings: FitSettings) -> CentredVeloc
         optimizer.step()
         rates.step()
         averaged.update_parameters(network)
-    network.load_state_dict(averaged.module.state_dict())
+        done = step + 1
+        if len(held_out) and (done % every == 0 or done == steps):
+            held = _held_out_loss(velocity, averaged.module, held_out, settings)
+            best.look(done, averaged.module, held)
+            shown.at(done, f"held-out loss {held:.4f}")
+            if best.since >= PATIENCE and LEAST_SHARE * done >= steps:
+                break
+        else:
+            shown.at(done)
+    shown.end()
+    network.load_state_dict(best.state or averaged.module.state_dict())
     network.zero_grad(set_to_none=True)
-    return CentredVelocity(network, mean)
+    return velocity, best.step if best.state else done
+
+
+class _Best:
+    """The last weights whose held-out loss is the lowest so far, but for noise, and looks since."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.step = 0
+        self.since = 0
+        self._least = float("inf")
+
+    def look(self, step: int, network: nn.Module, loss: float) -> None:
+        """At the weights after a step."""
+        self.since += 1
+        self._least = min(self._least, loss)
+        if loss <= SAME_LOSS * self._least:
+            self.since, self.step = 0, step
+            self.state = {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def _untrained(targets: Float[Tensor, "n d"], settings: FitSettings) -> PreconditionedVelocity:
+    """A velocity that knows mean and covariance of the targets."""
+    moments = targets.cpu().double()  # in this order: not every device has float64
+    mean = moments.mean(0)
+    covariance = (moments - mean).T @ (moments - mean) / len(moments)
+    variances, axes = torch.linalg.eigh(covariance)
+    variances = variances.clamp(min=NARROWEST * float(variances.mean()))
+    with rng.scoped(settings.seed, "fit", "init"):
+        network = VelocityMLP(targets.shape[1], settings.width, settings.depth, lifted=True)
+    facts = (part.float().contiguous() for part in (mean, variances, axes))
+    return PreconditionedVelocity(network, *facts).to(targets.device)
+
+
+def _loss(
+    velocity: PreconditionedVelocity, vectors: Tensor, time_groups: int, draw: torch.Generator
+) -> Float[Tensor, ""]:
+    """With fresh noise, and times that groups of vectors share; vectors of padding do not count."""
+    noise = rng.normal_like(vectors, draw)
+    data_groups = group_vectors(vectors, time_groups)
+    t = stratified_times(len(data_groups), vectors, draw)
+    losses = velocity.training_loss(data_groups, group_vectors(noise, time_groups), t)
+    return losses.flatten()[: len(vectors)].mean()
+
+
+@torch.no_grad()
+def _held_out_loss(
+    velocity: PreconditionedVelocity,
+    averaged: nn.Module,
+    held_out: Float[Tensor, "m d"],
+    settings: FitSettings,
+) -> float:
+    """Of the averaged weights, with the same noise and times at every look."""
+    looked_at = PreconditionedVelocity(averaged, velocity.mean, velocity.variances, velocity.axes)
+    draw = rng.generator(settings.seed, "fit", "held out")
+    tiled = held_out.repeat(LOOK_DRAWS, 1)
+    return float(_loss(looked_at, tiled, settings.time_groups, draw))
