@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -44,8 +45,11 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in EXAMPLES}))
-def test_the_examples_in_python_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As printed, but with a shorter fit."""
+def test_the_examples_in_python_run(
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As printed, but with a shorter fit, and where the files that they write are in nobody's way."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FlowPrior, "fit", functools.partial(FlowPrior.fit, steps=5, width=32))
     names: dict = {}
     for block in EXAMPLES:
@@ -54,7 +58,6 @@ def test_the_examples_in_python_run(page: str, monkeypatch: pytest.MonkeyPatch) 
     assert names["loss"].isfinite()
     if page == "README.md":
         assert names["nll"].shape == (64,)
-        assert names["wanted"].shape == (16, 32)
 
 
 def test_every_command_stands_in_a_block_that_is_run_or_says_what_it_needs() -> None:

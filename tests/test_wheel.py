@@ -107,7 +107,7 @@ def test_the_cores_tests_pass_with_the_core_alone(environment: Path) -> None:
     settings = re.sub(r"^pythonpath = .*$", "", settings, flags=re.MULTILINE)
     (suite / "pyproject.toml").write_text(settings, encoding="utf-8")
     ignored = [f"--ignore=tests/{name}" for name in NEED_EXTRAS]
-    rooms = [f"tests/{name}" for name in ("prior", "alignment", "flow")]
+    rooms = [f"tests/{name}" for name in ("prior", "alignment", "check", "flow")]
     command = ("../env/bin/python", "-m", "pytest", "-q", "-m", "not slow", *rooms, *ignored)
     said = run(*command, cwd=suite)
     assert re.search(r"\d{3} passed", said), said[-1000:]

@@ -1,7 +1,7 @@
 """How often the check calls latents of a known kind by their name.
 
-python -m tests.check.calibration            some minutes on one core; prints the table
-python -m tests.check.calibration --record   writes it to calibration.json, from which the docs have it
+python -m tests.check.calibration            half an hour on one core; prints what was said
+python -m tests.check.calibration --record   writes it to metrics/check_calibration.json, from which the docs have it
 """
 
 import argparse
@@ -17,7 +17,7 @@ from numpy import ndarray
 from flowprior.check.verdict import compare
 from flowprior.check.yardstick import Yardstick
 
-RECORDED = Path(__file__).with_name("calibration.json")
+RECORDED = Path(__file__).resolve().parents[2] / "metrics/check_calibration.json"
 TARGETS = 20_000
 """That a prior keeps."""
 FRESH = (200, 1000, 20_000)
@@ -106,25 +106,6 @@ def words(kind: Kind, trials: int, seed: int) -> dict[str, Counter[str]]:
     return found
 
 
-def table(found: dict[str, dict[str, dict[str, int]]]) -> str:
-    """The share of right names, as Markdown: a row for what was done, the worst kind and all of them."""
-    done: dict[str, list[tuple[int, int]]] = {}
-    for by_case in found.values():
-        for case, counts in by_case.items():
-            right = counts.get(case.partition(":")[0], 0)
-            done.setdefault(case, []).append((right, sum(counts.values())))
-    lines = [
-        "| latents | should be | called so | in the worst kind of targets |",
-        "|---|---|---|---|",
-    ]
-    for case, pairs in done.items():
-        wanted, _, what = case.partition(": ")
-        right, trials = (sum(side) for side in zip(*pairs, strict=True))
-        worst = min(pairs, key=lambda pair: pair[0] / pair[1])
-        lines.append(f"| {what} | {wanted} | {right} of {trials} | {worst[0]} of {worst[1]} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Run all kinds."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -137,7 +118,6 @@ def main() -> None:
         print(kind.name, found[kind.name], flush=True)
     if asked.record:
         RECORDED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
 
 
 if __name__ == "__main__":

@@ -248,8 +248,8 @@ def test_grouped_times_change_no_expectation_of_any_vector() -> None:
     repeats = 2000
     grouped, independent = repeated(vectors, repeats)
     exact = gaussian_alignment_loss(vectors, 0.0, 0.5)
-    for losses in (grouped, independent):
-        z = (losses.mean(0) - exact) / (losses.std(0) / math.sqrt(repeats))
+    for found in (grouped, independent):
+        z = (found.mean(0) - exact) / (found.std(0) / math.sqrt(repeats))
         # 27 correlated comparisons with a fixed generator: a standard normal exceeds 4.5 once in 150 000.
         assert z.abs().max() < 4.5
 

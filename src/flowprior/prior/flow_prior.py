@@ -45,6 +45,8 @@ class FlowPrior(Frozen):
             loaded.
     """
 
+    fitted: FitReport | None = None
+
     def __init__(
         self,
         velocity: nn.Module,

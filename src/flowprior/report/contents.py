@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,8 +148,12 @@ def numbers(runs: Sequence[Result], metric: str) -> list[float]:
 
 def words(runs: Sequence[Result], metric: str) -> str:
     """A metric that is a word, with how many runs have it; the commonest first, a dash without any."""
-    found = Counter(value for run in runs if isinstance(value := run.metrics.get(metric), str))
-    return ", ".join(f"{word} ({count})" for word, count in found.most_common()) or "–"
+    return counted(value for run in runs if isinstance(value := run.metrics.get(metric), str))
+
+
+def counted(words: Iterable[str]) -> str:
+    """Each word with how often it is there, the commonest first; a dash without any."""
+    return ", ".join(f"{word} ({n})" for word, n in Counter(words).most_common()) or "–"
 
 
 def report_table(

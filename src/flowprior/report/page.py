@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from flowprior.experiments.claims import Finding, Summary
 from flowprior.experiments.results import Result
 from flowprior.report import charts
-from flowprior.report.contents import Cell, Report, Rows, minus, numbers, words
+from flowprior.report.contents import Cell, Report, Rows, counted, minus, numbers, words
 
 JUDGED = {
     "fd": ("sample_eval.fd_digits", "sample_eval.fid"),
@@ -149,6 +149,27 @@ def row(first: Sequence[str], cells: Iterable[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
+def verdict_rows(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[str, Any]]:
+    """How often the check was right: for each case how often over all kinds of targets, and in the worst.
+
+    Args:
+        found: Of `metrics/check_calibration.json`: by kind of targets, by "word: case", how often each word was said.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for cases in found.values():
+        for key, said in cases.items():
+            word, _, case = key.partition(": ")
+            right, trials = said.get(word, 0), sum(said.values())
+            row = rows.setdefault(
+                case, {"word": word, "right": 0, "trials": 0, "least": right, "of": trials}
+            )
+            row["right"] += right
+            row["trials"] += trials
+            if right * row["of"] < row["least"] * trials:
+                row["least"], row["of"] = right, trials
+    return list(rows.items())
+
+
 def _environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -164,6 +185,7 @@ def _environment() -> Environment:
     calls = (
         bold,
         correlation,
+        counted,
         figures,
         fixed,
         image,
@@ -173,6 +195,7 @@ def _environment() -> Environment:
         p_value,
         percent,
         row,
+        verdict_rows,
         words,
     )
     found.filters |= {call.__name__: call for call in calls}
