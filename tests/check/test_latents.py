@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowprior import FlowPrior
+from flowprior.check import latents as module
 from flowprior.check.latents import check_latents
 from flowprior.core import rng
 from flowprior.flow.velocity import VelocityMLP
@@ -164,3 +165,35 @@ def test_many_latents_are_cut_before_anything_is_computed(
     assert found.good
     assert found.num_latents == 70_000
     assert max(seen) <= 1000
+
+
+@pytest.mark.parametrize("circumstances", ["autocast", "inference_mode", "float64 by default"])
+def test_the_circumstances_of_the_process_change_nothing(
+    prior: FlowPrior, circumstances: str
+) -> None:
+    latents = 1.5 * normal(200, DIM)
+    expected = prior.check(latents).to_dict()
+    again = FlowPrior(prior.velocity, prior.projection, targets=prior.targets)
+    if circumstances == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert again.check(latents).to_dict() == expected
+    elif circumstances == "inference_mode":
+        with torch.inference_mode():
+            assert again.check(latents).to_dict() == expected
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert again.check(latents).to_dict() == expected
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def test_other_targets_of_a_prior_are_not_taken_for_those_before() -> None:
+    """And only the last few figures are kept."""
+    changing = plain(normal(1000, DIM, tag="targets"))
+    assert changing.check(normal(200, DIM)).good
+    changing.targets = 10 + normal(1000, DIM, tag="targets")
+    assert changing.check(normal(200, DIM)).verdict == "shifted"
+    for seed in range(8):
+        changing.check(normal(60, DIM), seed=seed)
+    assert len(module._KNOWN[changing]) <= module.MOST_KNOWN

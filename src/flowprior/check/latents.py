@@ -22,17 +22,20 @@ NLL_VECTORS = 500
 EXACT_DIM = 8
 """Dims up to which the divergence is exact; above, the probes' noise is in the interval."""
 DRAWS = 4
+MOST_KNOWN = 4
+"""Sizes and seeds for which the targets' own figures are kept."""
 MOST_LATENTS = 20_000
 """That are looked at, at most, drawn at random: more tell nothing new."""
 
 
 class Known(NamedTuple):
-    """What a prior's targets were found to be, for sets of some size."""
+    """What a prior's targets were found to be, for sets of some size; holds them, so that their `id` stays theirs."""
 
     yardstick: Yardstick
     nll: ndarray
     losses: list[float]
     source: str
+    targets: Tensor | None
 
 
 _KNOWN: "WeakKeyDictionary[FlowPrior, dict[tuple[int, int, int], Known]]" = WeakKeyDictionary()
@@ -50,7 +53,19 @@ def check_latents(
 
     What is known of the targets is kept as long as the prior is, so that a second check is quicker.
     """
-    last = channels_last(latents.detach(), prior.dim, channel_dim)
+    device = prior.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False), rng.plain_defaults():
+        return _check(prior, latents.detach(), channel_dim, targets, seed)
+
+
+def _check(
+    prior: FlowPrior,
+    latents: Tensor,
+    channel_dim: int | None,
+    targets: Tensor | None,
+    seed: int,
+) -> LatentCheck:
+    last = channels_last(latents, prior.dim, channel_dim)
     vectors = some_rows(last.reshape(-1, prior.dim), MOST_LATENTS, seed).float().cpu()
     if not vectors.isfinite().all():
         bad = int((~vectors.isfinite()).any(1).sum())
@@ -91,6 +106,8 @@ def _known(prior: FlowPrior, targets: Tensor | None, num_latents: int, seed: int
         known = _measure_targets(prior, targets, num_latents, seed)
         if targets is not None:
             return known
+        if len(kept) >= MOST_KNOWN:
+            kept.clear()
         kept[key] = known
     return kept[key]
 
@@ -107,19 +124,18 @@ def _measure_targets(
     else:
         source = "samples of the prior's flow, since it keeps no targets"
         targets = prior.sample(SAMPLES, rng.generator(seed, "check", "samples"))
-    yardstick = Yardstick(targets.double().cpu().numpy(), num_latents, seed)
+    yardstick = Yardstick(targets.detach().cpu().double().numpy(), num_latents, seed)
     controls = [torch.from_numpy(control).float() for control in yardstick.controls]
     losses = [_loss(prior, control, seed) for control in controls]
-    return Known(yardstick, _nll(prior, controls[0], seed), losses, source)
+    return Known(yardstick, _nll(prior, controls[0], seed), losses, source, prior.targets)
 
 
 def _nll(prior: FlowPrior, vectors: Tensor, seed: int) -> ndarray:
     draw = rng.generator(seed, "check", "nll")
     some = vectors[:NLL_VECTORS].to(prior.device)
-    return prior.nll(some, draw, exact_max_dim=EXACT_DIM).double().cpu().numpy()
+    return prior.nll(some, draw, exact_max_dim=EXACT_DIM).cpu().double().numpy()
 
 
-@torch.no_grad()
 def _loss(prior: FlowPrior, vectors: Tensor, seed: int) -> float:
     draw = rng.generator(seed, "check", "loss")
     return float(prior.alignment_loss(vectors.to(prior.device), draw, DRAWS, channel_dim=-1))

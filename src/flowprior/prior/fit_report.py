@@ -108,9 +108,7 @@ def fit_report(
     some = held_out[:NLL_VECTORS]
     draw = rng.generator(seed, "fit", "nll")
     density = log_density(velocity, some, generator=draw, exact_max_dim=EXACT_DIM)
-    nll = (
-        -float(density.double().mean()) if density.device.type != "mps" else -float(density.mean())
-    )
+    nll = -float(density.cpu().double().mean())
     gaussian = _gaussian_nll(velocity, some)
     sd = 0.5 / math.sqrt(2 * len(real))
     verdict = _word(accuracy, sd, nll, gaussian)
