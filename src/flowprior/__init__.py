@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowprior.flow.losses import alignment_loss
+    from flowprior.generation.loaded import Autoencoder, Generator
     from flowprior.prior.flow_prior import FlowPrior
 
 __version__ = "0.1.0"
-__all__ = ["FlowPrior", "__version__", "alignment_loss"]
+__all__ = ["Autoencoder", "FlowPrior", "Generator", "__version__", "alignment_loss"]
 
-_HOMES = {"FlowPrior": "flowprior.prior.flow_prior", "alignment_loss": "flowprior.flow.losses"}
+_HOMES = {
+    "Autoencoder": "flowprior.generation.loaded",
+    "FlowPrior": "flowprior.prior.flow_prior",
+    "Generator": "flowprior.generation.loaded",
+    "alignment_loss": "flowprior.flow.losses",
+}
 
 
 def __getattr__(name: str) -> object:

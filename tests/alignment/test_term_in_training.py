@@ -279,3 +279,20 @@ def test_it_moves_to_a_gpu_and_goes_on_there(name: str) -> None:
         assert on_gpu.grad is not None
     pull.follow(on_gpu)
     assert value.device.type == "cuda"
+
+
+def test_a_flow_that_never_follows_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    """Without it dmd pulls nowhere, and looks as if it did."""
+    latents = normal(4, 2, DIM).requires_grad_()
+    for name, calls in (("dmd", 60), ("flow_prior", 60)):
+        pull = term(name)
+        for _ in range(calls):
+            pull(latents)
+    said = [str(one.message) for one in recwarn if "follow" in str(one.message)]
+    assert len(said) == 1
+    assert "call pull.follow(latents)" in said[0]
+    pull = term("dmd")
+    pull.follow(latents)
+    for _ in range(60):
+        pull(latents)
+    assert len([one for one in recwarn if "follow" in str(one.message)]) == 1

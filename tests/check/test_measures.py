@@ -107,3 +107,15 @@ def test_an_interval_holds_99_in_100_more_sets() -> None:
         low, high = Measure(0.0, float(sets.mean()), float(sets.std(ddof=1))).interval
         inside += low <= one <= high
     assert inside / 4000 == pytest.approx(0.99, abs=0.005)
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_what_is_kept_is_what_is_not_lost_however_narrow(lost: int) -> None:
+    """A direction is lost by what targets have in it, not by its own size: a narrow one may be whole."""
+    stds = np.array([1, 1, 1, 0.05])
+    targets = RNG.normal(size=(4000, 4)) * stds
+    factors = np.ones(4)
+    factors[lost] = 1e-2
+    rank = rank_of(targets[:1000] * factors, targets)
+    assert rank.lost == 1
+    np.testing.assert_allclose(rank.kept[lost], 0, atol=0.02)

@@ -1,5 +1,6 @@
 """`flowprior prior`: from a file of features to likelihoods and samples."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,35 @@ def test_mistakes_are_told_in_a_line(
     said = capsys.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_check_is_printed_written_and_decides_the_exit_status(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As text or JSON, with a page; any layout of the latents."""
+    latents = 0.2 * np.random.default_rng(1).normal(size=(50, 3, 2, 2)).astype(np.float32)
+    np.save(tmp_path / "y.npy", latents)
+    arguments = ["prior", "check", f"{folder}/prior", f"{tmp_path}/y.npy", "--channel-dim", "1"]
+    main([*arguments, "--html", f"{tmp_path}/check.html"])
+    assert capsys.readouterr().out.startswith("narrow: ")
+    assert "narrow" in (tmp_path / "check.html").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--json", "--strict"])
+    assert end.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "narrow"
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--html", f"{tmp_path}/none/check.html"])
+    assert end.value.code == 2
+
+
+def test_a_strict_fit_fails_where_it_cannot_be_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", X[:150])
+    fit = ["prior", "fit", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/p", "--steps", "5"]
+    main([*fit, "--width", "16", "--depth", "1"])
+    assert "fewer than 200 vectors" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main([*fit, "--strict"])
+    assert end.value.code == 1

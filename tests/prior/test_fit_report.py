@@ -173,6 +173,47 @@ def test_a_stream_that_breaks_off_leaves_nothing_behind() -> None:
         FlowPrior.fit(broken(), **SMALL)
 
 
+def test_the_order_of_the_features_does_not_matter_to_the_report() -> None:
+    """Sorted by class, as data often is: the report compares with targets of all kinds."""
+    shuffled = draw("mixture", 4000)
+    ordered = shuffled[shuffled[:, 0].argsort()]
+    one, two = (FlowPrior.fit(features, **SMALL).fitted for features in (shuffled, ordered))
+    assert one is not None
+    assert two is not None
+    assert two.c2st_accuracy == pytest.approx(one.c2st_accuracy, abs=0.04)
+    assert two.floor_loss == pytest.approx(one.floor_loss, rel=0.1)
+    assert two.train_loss == pytest.approx(one.train_loss, rel=0.1)
+
+
+def test_a_report_that_holds_no_number_can_be_saved(fitted: FlowPrior, tmp_path: Any) -> None:
+    assert fitted.fitted is not None
+    strange = FlowPrior(
+        fitted.velocity,
+        fitted.projection,
+        targets=fitted.targets,
+        fitted=fitted.fitted._replace(verdict="poor", nll_nats=float("inf")),
+    )
+    strange.save(tmp_path / "prior")
+    found = FlowPrior.load(tmp_path / "prior").fitted
+    assert found is not None
+    assert np.isnan(found.nll_nats)
+    assert found.verdict == "poor"
+
+
+def test_batches_in_one_memory_or_in_a_list_are_taken_one_by_one() -> None:
+    """A loader may fill the same memory again and again, and the last batch may be smaller."""
+    features = draw("Gaussian", 300)
+
+    def reused() -> Iterator[Tensor]:
+        memory = torch.empty(50, features.shape[1])
+        for batch in features.split(50):
+            yield memory.copy_(batch)
+
+    assert torch.equal(gathered(reused(), None, 0).vectors, features)
+    assert torch.equal(gathered(list(features.split(64)), None, 0).vectors, features)
+    assert gathered(features.tolist(), None, 0).vectors.shape == features.shape
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_features_of_every_kind_fit_by_default(name: str) -> None:

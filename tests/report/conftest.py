@@ -109,7 +109,7 @@ def made_up_result(one: Experiment, effect: float, dice: np.random.Generator) ->
         "encode_latents.coverage": 0.1,
         "encode_latents.nll_gap_nats": -1.5,
         "encode_latents.linear_probe_accuracy": 0.97,
-        "encode_latents.collapsed": int(one.seed == 0),
+        "encode_latents.verdict": "collapsed" if one.seed == 0 else "narrow",
         "encode_latents.num_images": 359,
         "sample_eval.fd_digits": 20 + effect + dice.normal(0, 0.5),
         "sample_eval.fd_digits_guided": 10 + dice.normal(0, 0.5),

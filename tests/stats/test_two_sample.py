@@ -69,3 +69,12 @@ def test_too_few_vectors_are_an_error(n: int, m: int) -> None:
 def test_twenty_vectors_are_enough() -> None:
     """The bound that the message names."""
     assert 0 <= classifier_two_sample(normal(20, 2, 0), normal(20, 2, 1), 0) <= 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_no_numbers_are_an_error(bad: float) -> None:
+    """They would look like a half, which is as good as it gets."""
+    a, b = normal(50, 2, 0), normal(50, 2, 1) + 50
+    a[3, 1] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        classifier_two_sample(a, b, 0)

@@ -1,5 +1,6 @@
 """An objective as a term of anyone's loss: any layout of latents, its own randomness, its own flow of the latents."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.layout import tokens
 
 CALLS = "calls"
+FORGOTTEN = 50
+"""Calls without `follow` after which a term that needs it says so; accumulated gradients make some."""
 
 
 def alignment_term(
@@ -112,6 +115,13 @@ class AlignmentTerm(Frozen):
         learner = None if fake is None else fake.learner
         self._own_learner = learner if isinstance(learner, OwnLearner) else None
         self._calls = 0
+        self._unfollowed = 0
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return (
+            f"{type(self.objective).__name__}, weight={self.weight}, channel_dim={self.channel_dim}"
+        )
 
     @_disable_dynamo  # its draws are made by generators, which no compiled graph holds
     def forward(
@@ -137,6 +147,7 @@ class AlignmentTerm(Frozen):
         codes = latents if isinstance(latents, Codes) else self._codes(latents, mean, log_variance)
         value = self.objective(codes, draw or self._draw(codes, "pull"))
         self._calls += 1
+        self._count_unfollowed()
         return self.weight * value
 
     def follow(
@@ -160,7 +171,20 @@ class AlignmentTerm(Frozen):
         made = draws or (lambda update: self._draw(codes, "follow", update))
         loss = self._fake.follow(codes, made)
         self._calls += 1
+        self._unfollowed = -1  # from now on nobody needs to be told
         return {"fake_loss": loss}
+
+    def _count_unfollowed(self) -> None:
+        """Say once that a flow of the latents that never follows them cannot pull."""
+        if self._fake is None or self._unfollowed < 0 or not torch.is_grad_enabled():
+            return
+        self._unfollowed += 1
+        if self._unfollowed == FORGOTTEN:
+            warnings.warn(
+                f"{FORGOTTEN} calls of this term, and none of its `follow`: its flow of the latents still is the "
+                "prior's, so that nothing pulls; call pull.follow(latents) after optimizer.step()",
+                stacklevel=4,
+            )
 
     def _codes(self, latents: Tensor, mean: Tensor | None, log_variance: Tensor | None) -> Codes:
         given = tokens(latents, self._dim, self.channel_dim)

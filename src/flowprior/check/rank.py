@@ -46,10 +46,10 @@ def rank_of(latents: Float[ndarray, "n d"], targets: Float[ndarray, "m _d"]) -> 
     basis = vectors[:, :num]
     covariance = np.cov(latents @ basis, rowvar=False).reshape(num, num)
     roots = np.sqrt(values[:num])
-    ratios = np.linalg.eigvalsh(covariance / np.outer(roots, roots))
+    ratios, directions = np.linalg.eigh(covariance / np.outer(roots, roots))
     usual = float(np.median(ratios[num // 2 :]))
     if usual < NOTHING * ratios[-1]:  # most of them are lost
         usual = float(ratios[-1])
     lost = int((ratios < LOST * usual).sum())
-    kept = np.linalg.eigh(covariance)[1][:, lost:]
+    kept = np.linalg.qr(roots[:, None] * directions[:, lost:])[0]
     return Rank(lost, num, basis @ kept)

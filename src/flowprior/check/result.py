@@ -68,7 +68,8 @@ class Picture(NamedTuple):
     def of(cls, latents: ndarray, targets: ndarray) -> "Picture":
         """Of both sets."""
         mean = targets.mean(0)
-        axes = np.linalg.svd(targets - mean, full_matrices=False)[2][:AXES]
+        dim = targets.shape[1]
+        axes = np.linalg.eigh(np.cov(targets, rowvar=False).reshape(dim, dim))[1].T[::-1][:AXES]
         one, two = ((x - mean) @ axes.T for x in (latents, targets))
         return cls(one[:DOTS, :2], two[:DOTS, :2], one.std(0), two.std(0))
 
@@ -146,7 +147,10 @@ class LatentCheck:
             lines.append(
                 f"  {name:{width}}  {one.value:8.3f}  {one.fresh:8.3f}  {low:.3f} to {high:.3f}{mark}"
             )
-        return "\n".join([*lines, f"  {self.size}"])
+        stars = (
+            ["  * outside of where 99 in 100 sets of fresh targets lie"] if self.measures else []
+        )
+        return "\n".join([*lines, *stars, f"  {self.size}"])
 
     __repr__ = __str__
 
@@ -154,10 +158,13 @@ class LatentCheck:
         """Everything but the picture, ready for JSON."""
         measures = {
             key: {
-                "value": one.value,
-                "fresh": one.fresh,
-                "low": one.interval[0],
-                "high": one.interval[1],
+                name: value if np.isfinite(value) else None
+                for name, value in (
+                    ("value", one.value),
+                    ("fresh", one.fresh),
+                    ("low", one.interval[0]),
+                    ("high", one.interval[1]),
+                )
             }
             for key, one in self.measures.items()
         }

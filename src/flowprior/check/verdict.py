@@ -91,7 +91,8 @@ def compare(
 ) -> tuple[Verdict, dict[str, Measure]]:
     """Measure latents and name what they are; without figures where they do not vary at all."""
     if not scale_of(latents).std > ALL_ALIKE * yardstick.reference.scale.std:
-        finding = f"all {len(latents)} latents are one and the same vector"
+        most = "all" if not np.ptp(latents, axis=0).any() else "all but a few of"
+        finding = f"{most} {len(latents)} latents are one and the same vector"
         return Verdict("collapsed", (finding,), None), {}
     measures = yardstick.measure(latents)
     return judge(latents, measures, yardstick), measures

@@ -28,7 +28,8 @@ class Measure(NamedTuple):
     Attributes:
         value: Of the latents.
         fresh: Mean over the sets of fresh targets.
-        sd: Their standard deviation.
+        sd: Standard deviation over such sets; of the NLL gap that of a difference of two means, which the latents' own
+            spread is in.
     """
 
     value: float
@@ -81,14 +82,22 @@ class Yardstick:
             rows = [draw.permutation(rest)[: self.size] for _ in range(CONTROLS)]
         self.controls = [self.targets[row] for row in rows]
         self.figures = [figures_of(control, self.reference, seed) for control in self.controls]
+        # Sets that share members differ by less than sets of fresh targets would.
+        self._shared = 1.0
+        if len(rest) < CONTROLS * self.size:
+            self._shared = (1 - self.size / len(rest)) ** -0.5
 
     def measure(self, latents: Float[ndarray, "n _d"]) -> dict[str, Measure]:
         """Every figure of latents, which are cut to `size`."""
         found = figures_of(self.cut(latents), self.reference, self.seed)
         return {
-            name: Measure(value, *mean_and_sd([figures[name] for figures in self.figures]))
+            name: self.measure_of(value, [figures[name] for figures in self.figures])
             for name, value in found.items()
         }
+
+    def measure_of(self, value: float, fresh: list[float]) -> Measure:
+        """A figure of the latents beside those of the sets."""
+        return Measure(value, float(np.mean(fresh)), self._shared * float(np.std(fresh, ddof=1)))
 
     def cut(self, latents: Float[ndarray, "n _d"]) -> Float[ndarray, "k _d"]:
         """At most `size` of them, at random, float64."""
@@ -99,11 +108,6 @@ class Yardstick:
 def enough(num_targets: int, num_latents: int) -> bool:
     """Whether so many can be compared."""
     return num_targets >= LEAST_TARGETS and num_latents >= LEAST_LATENTS
-
-
-def mean_and_sd(values: list[float]) -> tuple[float, float]:
-    """Over the sets."""
-    return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
 def sizes(num_targets: int, num_latents: int, dim: int) -> tuple[int, int]:

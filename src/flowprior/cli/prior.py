@@ -1,6 +1,7 @@
 """`flowprior prior`: fit a prior to a file of features, ask it for likelihoods and samples."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,8 @@ def fit(
     steps: Annotated[int, whole_number(1, "Steps of the optimiser.")] = 1500,
     seed: Annotated[int, whole_number(0, "Equal seeds give equal priors.")] = 0,
     lr: Annotated[float, positive_number("Peak learning rate.")] = 1e-3,
+    width: Annotated[int, whole_number(1, "Hidden width of the flow's network.")] = 256,
+    depth: Annotated[int, whole_number(1, "Its residual blocks.")] = 4,
     strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
 ) -> None:
     """Fit a prior to features, and say how well it fits.
@@ -52,11 +55,16 @@ def fit(
     if chosen is None:
         raise ValueError(f"--operator {operator!r} is unknown; use one of {', '.join(OPERATORS)}")
     check_replaceable(out.expanduser())
-    fitted = FlowPrior.fit(vectors, dim, operator=chosen, steps=steps, seed=seed, lr=lr)
+    fitted = FlowPrior.fit(
+        vectors, dim, operator=chosen, steps=steps, seed=seed, lr=lr, width=width, depth=depth
+    )
     fitted.save(out)
     count = math.prod(vectors.shape[:-1])
     typer.echo(f"{out}: {count} vectors, {vectors.shape[-1]} channels projected to {fitted.dim}")
-    typer.echo(fitted.fitted or "too few vectors to hold some out and measure the fit on them")
+    if fitted.fitted is None:
+        typer.echo("fewer than 200 vectors: too few to hold some out and measure the fit on them")
+    elif not sys.stderr.isatty():  # where it was said already
+        typer.echo(fitted.fitted)
     if strict and (fitted.fitted is None or fitted.fitted.verdict != "good"):
         raise typer.Exit(1)
 

@@ -8,8 +8,6 @@ import typer
 
 from flowprior.cli.options import number, whole_number
 
-BATCH = 64
-"""Images that are drawn at once."""
 SMALL = 64
 """Images of a smaller width are shown enlarged."""
 
@@ -38,32 +36,20 @@ def sample(
     They come from the artifacts of a finished pipeline.
     """
     _check_out(out)
-    import torch
-
-    from flowprior.core import rng
     from flowprior.core.device import start_accelerator
     from flowprior.figures.grid import by_row, picture
-    from flowprior.generation.sampler import Sampler
+    from flowprior.generation.loaded import Generator
 
-    sampler = Sampler(data, start_accelerator().device)
-    unknown = [one for one in label if one >= sampler.num_classes]
+    generator = Generator.load(data, start_accelerator().device)
+    unknown = [one for one in label if one >= generator.num_classes]
     if unknown:
         raise ValueError(
-            f"--label {unknown[0]}: {data / 'mar'} knows the classes 0 to {sampler.num_classes - 1}"
+            f"--label {unknown[0]}: {data / 'mar'} knows the classes 0 to {generator.num_classes - 1}"
         )
-    labels = torch.tensor(label).repeat_interleave(num)
-    images = [
-        sampler(
-            part,
-            rng.generator(seed, "sample", index),
-            num_iterations=iterations or sampler.num_tokens,
-            head_steps=steps,
-            guidance_scale=guidance,
-        ).cpu()
-        for index, part in enumerate(labels.split(BATCH))
-    ]
+    labels = [one for one in label for _ in range(num)]
+    images = generator.sample(labels, guidance, seed=seed, iterations=iterations, steps=steps)
     columns = num if len(label) > 1 else math.ceil(math.sqrt(num))
-    picture(by_row(torch.cat(images), columns), smallest=SMALL).save(out)
+    picture(by_row(images, columns), smallest=SMALL).save(out)
     typer.echo(f"{out}: {len(labels)} images")
 
 

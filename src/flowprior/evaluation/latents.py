@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flowprior.check.latents import check_latents
+from flowprior.check.latents import SAMPLES, check_latents
 from flowprior.check.yardstick import enough
 from flowprior.core import rng
 from flowprior.core.shards import Column, ShardReader
@@ -81,7 +81,7 @@ def probe_accuracy(latents: ShardReader) -> float:
 
 
 def _verdict(prior: FlowPrior, latents: NDArray[np.float32], seed: int) -> str | None:
-    if prior.targets is not None and not enough(len(prior.targets), len(latents)):
+    if not enough(SAMPLES if prior.targets is None else len(prior.targets), len(latents)):
         return None
     check = check_latents(prior, torch.from_numpy(latents), seed=seed)
     for finding in () if check.good else check.findings:

@@ -77,9 +77,10 @@ def feature_vectors(
 
 def _at_hand(features: Any) -> bool:
     """Whether all are there at once."""
-    return isinstance(features, Tensor | list | tuple | str | bytes) or hasattr(
-        features, "__array__"
-    )
+    if isinstance(features, list | tuple):
+        batches = features and isinstance(features[0], Tensor | np.ndarray) and features[0].ndim > 1
+        return not batches
+    return isinstance(features, Tensor | str | bytes) or hasattr(features, "__array__")
 
 
 def _of_stream(batches: Iterable[Any], device: torch.device | str | None, seed: int) -> Gathered:
@@ -95,7 +96,7 @@ def _of_stream(batches: Iterable[Any], device: torch.device | str | None, seed: 
                 f"batch {index} of the features is a {type(batch).__name__}; give the tensors alone, for instance "
                 "FlowPrior.fit((batch[0] for batch in loader))"
             )
-        vectors = feature_vectors(batch)
+        vectors = feature_vectors(batch).clone()  # the caller may fill the same memory again
         if moments is None:
             moments = Moments(vectors.shape[1])
         if vectors.shape[1] != moments.dim:

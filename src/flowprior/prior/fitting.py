@@ -104,7 +104,7 @@ def fit_flow(
         order = order.to(targets.device)
         num = min(HELD_OUT, len(targets) // 10) if settings.hold_out else 0
         num = num if num >= LEAST else 0  # fewer would say nothing
-        held_out, learned = targets[order[:num]], targets[order[num:].sort().values]
+        held_out, learned = targets[order[:num]], targets[order[num:]]  # in no order
         velocity, steps = _train(learned, held_out, settings, progress)
         report = None
         if num:
@@ -150,7 +150,7 @@ def _train(
         if len(held_out) and (done % every == 0 or done == steps):
             held = _held_out_loss(velocity, averaged.module, held_out, settings)
             best.look(done, averaged.module, held)
-            shown.at(done, f"held-out loss {held:.4f}")
+            shown.at(done, f"weighted held-out loss {held:.4f}")
             if best.since >= PATIENCE and LEAST_SHARE * done >= steps:
                 break
         else:

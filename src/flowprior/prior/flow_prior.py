@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor, nn
 
 from flowprior.core import rng
@@ -36,11 +37,12 @@ class FlowPrior(Frozen):
         velocity: The trained field, a module with the attribute `dim`.
         projection: From features to the space of the latents, with its scale.
         time_groups: Vectors share times in at most so many groups inside `alignment_loss`.
-        targets: Some of the vectors that the flow was trained on, [n, d], for what compares with targets.
+        targets: Some of the targets, [n, d], for what compares with them.
         fitted: How well it fits.
 
     Attributes:
-        fitted: What `fit` found of how well the flow fits; None for one that was trained otherwise.
+        fitted: What `fit` found of how well the flow fits; None for fewer than 200 vectors, without a held-out part,
+            and for a flow that was trained otherwise.
         digest: Fixes every byte of the artifact it was loaded from; None for one that was not
             loaded.
     """
@@ -67,6 +69,11 @@ class FlowPrior(Frozen):
         self.targets = targets
         self.fitted = fitted
         self.digest: str | None = None
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        fit = "" if self.fitted is None else f", fit={self.fitted.verdict}"
+        return f"dim={self.dim}, operator={self.projection.operator}{fit}"
 
     @property
     def velocity(self) -> nn.Module:
@@ -142,7 +149,8 @@ class FlowPrior(Frozen):
         Args:
             name: Of `flowprior.alignment.names.OBJECTIVES`, as in the pipeline's `align.objective`.
             channel_dim: The axis of the latents' channels; by default the last, if no other could be meant.
-            weight: Factor on the objective.
+            weight: Factor on the objective: 0.01 is the paper's, for objectives that look for dense places; those that
+                compare distributions bear 0.1.
             settings: Of `flowprior.alignment.term.alignment_term`.
 
         Raises:
@@ -155,7 +163,7 @@ class FlowPrior(Frozen):
 
     def nll(
         self,
-        latents: Tensor,
+        latents: Tensor | ndarray,
         generator: torch.Generator | None = None,
         chunk: int = 4096,
         channel_dim: int | None = None,
@@ -179,7 +187,7 @@ class FlowPrior(Frozen):
         Raises:
             ValueError: As for the alignment loss, or values that are not finite.
         """
-        last = channels_last(latents, self.dim, channel_dim)
+        last = channels_last(torch.as_tensor(latents), self.dim, channel_dim)
         vectors = self._vectors(last, -1).detach()
         if not vectors.isfinite().all():
             raise ValueError("the latents hold NaN or infinite values")
@@ -193,7 +201,7 @@ class FlowPrior(Frozen):
 
     def check(
         self,
-        latents: Tensor,
+        latents: Tensor | ndarray,
         *,
         channel_dim: int | None = None,
         targets: Float[Tensor, "m d"] | None = None,
@@ -256,7 +264,7 @@ class FlowPrior(Frozen):
         """Train a flow prior on features, and measure it on a tenth of them that are held out: `prior.fitted`.
 
         The flow knows mean and covariance of the targets from the start, and learns what differs from a Gaussian. It
-        keeps the weights with the lowest held-out loss, and stops where that has risen for long.
+        keeps the last weights whose held-out loss is within 0.5% of the lowest, and stops where it has risen for long.
 
         Args:
             features: Tensor, array or data frame of numbers, [..., D]; or an iterable of such batches, which is read
@@ -272,8 +280,8 @@ class FlowPrior(Frozen):
             lr: Peak learning rate.
             ema_decay: Decay of the moving average.
             device: Where to train; that of the features by default.
-            hold_out: Whether to hold out a tenth of the vectors, at most 2000; without, nothing stops early or is
-                measured.
+            hold_out: Whether to hold out a tenth of the vectors, at most 2000, if these are 20 or more; without,
+                nothing stops early or is measured.
             progress: Whether to show rate, time left and the outcome on standard error; by default on a terminal.
 
         Raises:
