@@ -98,7 +98,7 @@ def test_progress_has_rate_time_left_and_the_outcome(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ""
     FlowPrior.fit(features, progress=True, **SMALL)
     said = capsys.readouterr().err
-    assert re.search(r"flow prior: 60/60  \S+ steps/s  0 s left  held-out loss \d", said)
+    assert re.search(r"flow prior: 60/60  \S+ steps/s  0 s left  weighted held-out loss \d", said)
     assert "flow prior: good" in said
 
 
