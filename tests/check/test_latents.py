@@ -54,6 +54,7 @@ def test_any_layout_is_the_same_check(prior: FlowPrior) -> None:
     assert prior.check(images, channel_dim=1).to_dict() == expected
     assert prior.check(latents.view(3, 100, DIM).double()).to_dict() == expected
     assert prior.check(latents.clone().requires_grad_(True)).to_dict() == expected
+    assert prior.check(latents.numpy()).to_dict() == expected
 
 
 def test_a_check_depends_on_the_seed_alone_and_draws_from_no_global_stream(
@@ -167,7 +168,9 @@ def test_many_latents_are_cut_before_anything_is_computed(
     assert max(seen) <= 1000
 
 
-@pytest.mark.parametrize("circumstances", ["autocast", "inference_mode", "float64 by default"])
+@pytest.mark.parametrize(
+    "circumstances", ["autocast", "inference_mode", "float64 by default", "another default device"]
+)
 def test_the_circumstances_of_the_process_change_nothing(
     prior: FlowPrior, circumstances: str
 ) -> None:
@@ -176,6 +179,9 @@ def test_the_circumstances_of_the_process_change_nothing(
     again = FlowPrior(prior.velocity, prior.projection, targets=prior.targets)
     if circumstances == "autocast":
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert again.check(latents).to_dict() == expected
+    elif circumstances == "another default device":
+        with torch.device("meta"):
             assert again.check(latents).to_dict() == expected
     elif circumstances == "inference_mode":
         with torch.inference_mode():

@@ -582,7 +582,8 @@ def test_public_names_are_found_on_first_use() -> None:
 
     assert flowprior.alignment_loss is alignment_loss
     assert flowprior.FlowPrior is FlowPrior
-    assert set(dir(flowprior)) == {"FlowPrior", "__version__", "alignment_loss"}
+    names = {"Autoencoder", "FlowPrior", "Generator", "__version__", "alignment_loss"}
+    assert set(dir(flowprior)) == names
     assert all(hasattr(flowprior, name) for name in dir(flowprior))
     with pytest.raises(AttributeError, match="module 'flowprior' has no attribute 'FlowPriors'"):
         flowprior.FlowPriors  # noqa: B018

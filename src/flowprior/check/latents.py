@@ -13,7 +13,7 @@ from flowprior.check.verdict import compare
 from flowprior.check.yardstick import Measure, Yardstick, sizes
 from flowprior.core import rng
 from flowprior.prior.flow_prior import FlowPrior
-from flowprior.prior.layout import channels_last
+from flowprior.prior.layout import as_latents, channels_last
 
 SAMPLES = 20_000
 """Drawn from the flow of a prior that keeps no targets, in their place."""
@@ -55,7 +55,7 @@ def check_latents(
     """
     device = prior.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False), rng.plain_defaults():
-        return _check(prior, torch.as_tensor(latents).detach(), channel_dim, targets, seed)
+        return _check(prior, as_latents(latents).detach(), channel_dim, targets, seed)
 
 
 def _check(

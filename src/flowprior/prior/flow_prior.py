@@ -17,7 +17,7 @@ from flowprior.flow.ode import integrate
 from flowprior.prior.files import load_prior, save_prior
 from flowprior.prior.fit_report import FitReport
 from flowprior.prior.fitting import FitSettings, fit_flow
-from flowprior.prior.layout import channels_last, check_not_empty
+from flowprior.prior.layout import as_latents, channels_last, check_not_empty
 from flowprior.prior.projection import Operator, Projection
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class FlowPrior(Frozen):
         Raises:
             ValueError: As for the alignment loss, or values that are not finite.
         """
-        last = channels_last(torch.as_tensor(latents), self.dim, channel_dim)
+        last = channels_last(as_latents(latents), self.dim, channel_dim)
         vectors = self._vectors(last, -1).detach()
         if not vectors.isfinite().all():
             raise ValueError("the latents hold NaN or infinite values")

@@ -1,6 +1,13 @@
 """Where the channels of latents are: from anyone's layout to vectors."""
 
+import torch
+from numpy import ndarray
 from torch import Tensor
+
+
+def as_latents(latents: Tensor | ndarray) -> Tensor:
+    """Latents as a tensor, where they are; arrays are on the CPU, whatever the default device is."""
+    return latents if isinstance(latents, Tensor) else torch.from_numpy(latents)
 
 
 def channels_last(latents: Tensor, dim: int, channel_dim: int | None = None) -> Tensor:
