@@ -37,6 +37,8 @@ def test_ones_own_autoencoder_shows_reconstruction_against_spread(tmp_path: Path
     """Its claim: the paper's loss narrows the latents, dmd does not, and both cost some of the reconstruction."""
     said = run("own_autoencoder.py", "--out", str(tmp_path / "own.png"), cwd=tmp_path)
     rows = dict(re.findall(r"'objective': '(\w+)'.*'std_ratio': ([\d.]+)", said))
+    decibels = dict(re.findall(r"'objective': '(\w+)'.*'psnr_db': ([\d.]+)", said))
+    assert float(decibels["none"]) > max(float(decibels["flow_prior"]), float(decibels["dmd"]))
     assert list(rows) == ["none", "flow_prior", "dmd"]
     assert float(rows["flow_prior"]) < float(rows["dmd"])
     assert (tmp_path / "own.png").stat().st_size > 10_000

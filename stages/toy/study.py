@@ -2,7 +2,7 @@
 
 Usage   python stages/toy/study.py <target>
 Writes  data/toy/<target>/                  flow_prior/, points.safetensors (the points at every look)
-        metrics/toy/<target>.json           NLL, coverage, collapse; metrics/toy/<target>.csv its curves
+        metrics/toy/<target>.json           NLL, coverage, verdict; metrics/toy/<target>.csv its curves
         metrics/figures/toy/<target>.png    three panels; <target>_path.png the points over the steps
 """
 

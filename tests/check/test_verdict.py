@@ -25,7 +25,7 @@ def measured(request: pytest.FixtureRequest) -> tuple[Kind, Yardstick]:
 
 
 def test_each_departure_has_its_name(measured: tuple[Kind, Yardstick]) -> None:
-    """And the sample itself none; how often, in `calibration.json`."""
+    """And the sample itself none; how often, in `metrics/check_calibration.json`."""
     kind, yardstick = measured
     rng = np.random.default_rng(0)
     verdict, _ = compare(kind.draw(rng, 1000), yardstick)

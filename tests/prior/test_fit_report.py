@@ -51,13 +51,17 @@ def test_a_fit_of_few_steps_is_not_good_and_says_what_helps() -> None:
     assert str(found).splitlines()[-1].startswith("  what helps: more steps")
 
 
-def test_a_fit_that_learns_by_heart_stops_and_keeps_what_was_good() -> None:
+def test_a_fit_that_learns_by_heart_stops_and_keeps_what_was_good(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Hundreds of vectors in 16 dims, and a network of many more weights."""
     features = draw("Gaussian", 800)[:, :16]
     wide = {"steps": 1500, "width": 256, "depth": 2, "batch_vectors": 256, "lr": 3e-3}
-    found = FlowPrior.fit(features, **wide).fitted
+    found = FlowPrior.fit(features, progress=True, **wide).fitted
     assert found is not None
+    made = [int(step) for step in re.findall(r"(\d+)/1500", capsys.readouterr().err)]
     assert found.steps < 1500
+    assert max(made) < 1500
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def page_of(check: "LatentCheck") -> str:
         f"<title>Latents: {escape(check.verdict)}</title><style>{STYLE}</style></head><body>"
         f"<h1>The latents are <span class='{colour}'>{escape(check.verdict)}</span></h1>"
         f"<ul>{findings}</ul><p>What helps: {escape(check.advice)}.</p>"
-        f"<p class='soft'>{escape(check.size)}.</p>"
+        f"<p class='soft'>{escape(check.compared)}.</p>"
         f"<h2>Pictures</h2><div class='pictures'>{_plane(check)}{_spread(check)}</div>{table}</body></html>\n"
     )
 

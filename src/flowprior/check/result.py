@@ -119,7 +119,7 @@ class LatentCheck:
         return ADVICE[self.verdict]
 
     @property
-    def size(self) -> str:
+    def compared(self) -> str:
         """What was compared, in words."""
         return (
             f"{self.num_compared} of {self.num_latents} latents, beside as many of {self.num_targets} targets "
@@ -150,7 +150,7 @@ class LatentCheck:
         stars = (
             ["  * outside of where 99 in 100 sets of fresh targets lie"] if self.measures else []
         )
-        return "\n".join([*lines, *stars, f"  {self.size}"])
+        return "\n".join([*lines, *stars, f"  {self.compared}"])
 
     __repr__ = __str__
 

@@ -171,10 +171,8 @@ def _shape(measures: Mapping[str, Measure], moved: bool) -> tuple[Word, str] | N
     Latents that are on target as they are need no moving, which is never exact.
     """
     differences = _differences(measures, "")
-    if not moved and not differences:
-        return None
-    after = _differences(measures, ALIGNED)
-    if not after or (moved and not differences):
+    after = _differences(measures, ALIGNED) if differences else []
+    if not after:
         return None
     prefix = ALIGNED if moved or len(after) < len(differences) else ""
     local, precision = (measures[prefix + name] for name in ("local_spread", "precision"))

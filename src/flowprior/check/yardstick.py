@@ -111,7 +111,7 @@ def enough(num_targets: int, num_latents: int) -> bool:
 
 
 def sizes(num_targets: int, num_latents: int, dim: int) -> tuple[int, int]:
-    """Vectors of a set, and of the reference; the same whichever of some numbers of latents there are.
+    """Vectors of a set, and of the reference.
 
     At least as many targets again are left for the sets as are in one, so that these differ.
     """

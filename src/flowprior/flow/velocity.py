@@ -18,8 +18,8 @@ class TimeEmbedding(nn.Module):
 
     Args:
         width: Channels of the output.
-        num_frequencies: Geometric frequencies from 1 down to 1 / max_period; t is used as it is, in
-            [0, 1].
+        num_frequencies: Geometric frequencies from 1 down to 1 / max_period; t is used as it is: a time in [0, 1], or
+            the clock of a `PreconditionedVelocity`.
         max_period: The longest period over 2 pi.
     """
 

@@ -14,6 +14,7 @@ from flowprior.flow.velocity import PreconditionedVelocity, VelocityMLP
 from flowprior.prior.features import gathered
 from flowprior.prior.fit_report import FitReport, fit_report
 from flowprior.prior.projection import Operator, Projection
+from flowprior.stats.moments import Moments
 from flowprior.stats.two_sample import LEAST
 
 KEPT_TARGETS = 20_000
@@ -181,14 +182,13 @@ class _Best:
 
 def _untrained(targets: Float[Tensor, "n d"], settings: FitSettings) -> PreconditionedVelocity:
     """A velocity that knows mean and covariance of the targets."""
-    moments = targets.cpu().double()  # in this order: not every device has float64
-    mean = moments.mean(0)
-    covariance = (moments - mean).T @ (moments - mean) / len(moments)
-    variances, axes = torch.linalg.eigh(covariance)
+    moments = Moments(targets.shape[1])
+    moments.update(targets)
+    variances, axes = torch.linalg.eigh(moments.covariance)
     variances = variances.clamp(min=NARROWEST * float(variances.mean()))
     with rng.scoped(settings.seed, "fit", "init"):
         network = VelocityMLP(targets.shape[1], settings.width, settings.depth, lifted=True)
-    facts = (part.float().contiguous() for part in (mean, variances, axes))
+    facts = (part.float().contiguous() for part in (moments.mean, variances, axes))
     return PreconditionedVelocity(network, *facts).to(targets.device)
 
 
