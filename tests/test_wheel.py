@@ -18,10 +18,11 @@ UV = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
 NEED_EXTRAS = (
     "alignment/test_fake_flow.py",
     "alignment/test_watch.py",
+    "check/test_calibration.py",
     "prior/test_batches.py",
     "prior/test_held_out.py",
 )
-"""Tests of the core's rooms that are about the pipeline."""
+"""Tests of the core's rooms that are about the pipeline, or about figures in the tree."""
 MOST_PACKAGES = 18
 
 
