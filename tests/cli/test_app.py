@@ -15,8 +15,8 @@ from flowprior.cli.app import main
 from ..pipeline.closure import ROOT
 from .conftest import invoke, mistake, output
 
-COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync", "prior")
-OF_THE_PRIOR = ("prior fit", "prior nll", "prior sample")
+COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync", "prior", "export")
+OF_GROUPS = ("prior fit", "prior check", "prior nll", "prior sample", "export latents")
 HEAVY = ("torch", "numpy", "PIL", "pandas", "matplotlib", "mlflow", "dvc", "accelerate")
 
 
@@ -59,7 +59,7 @@ def test_the_installed_command_is_the_same() -> None:
     assert getattr(import_module(module), name) is main
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_THE_PRIOR])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_GROUPS])
 def test_every_option_is_explained(command: str) -> None:
     options = output(*command.split(), "--help").split("Options:\n")[1]
     for option in re.findall(r"^  (?:-\w, )?--.*(?:\n {6,}.*)*", options, re.MULTILINE):

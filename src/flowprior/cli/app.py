@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from flowprior.cli.export import export
 from flowprior.cli.prior import prior
 from flowprior.core.extras import missing_extra
 
@@ -75,6 +76,7 @@ def _add(name: str) -> None:
 for _name in COMMANDS:
     _add(_name)
 app.add_typer(prior, name="prior")
+app.add_typer(export, name="export")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

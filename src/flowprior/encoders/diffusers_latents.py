@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowprior.core.hub import one_line
 from flowprior.encoders.encoder import Encoder
 from flowprior.encoders.folders import find_folder, read_config
-from flowprior.encoders.hub import one_line
 
 DEFAULT_AUTOENCODER = "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"

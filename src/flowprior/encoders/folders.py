@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from flowprior.core.hub import hub_file, tensor_names
 from flowprior.core.io import file_digest, read_json
-from flowprior.encoders.hub import hub_file, tensor_names
 
 
 def find_folder(

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowprior.core.hub import one_line
 from flowprior.encoders.encoder import Encoder
 from flowprior.encoders.folders import download, find_folder, read_config
-from flowprior.encoders.hub import one_line
 
 # Paper: "DinoV2" with 768 channels, so ViT-B/14; and a VAE with 32, which none of the usual ones has.
 DEFAULT_TRANSFORMER = "vit_base_patch14_dinov2.lvd142m"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowprior.core.hub import one_line, tensor_names
 from flowprior.core.io import file_digest
-from flowprior.encoders.hub import one_line, tensor_names
 from flowprior.features.tables import Table, safetensors_table
 
 CODEBOOK_KEY = "quantize.embedding.weight"

@@ -4,8 +4,8 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from flowprior.core.hub import hub_file, tensor_names
 from flowprior.core.io import file_digest, read_json
-from flowprior.encoders.hub import hub_file, tensor_names
 from flowprior.features.tables import Table, safetensors_table
 
 SHARD_INDEX = "model.safetensors.index.json"

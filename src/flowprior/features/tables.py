@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flowprior.core import rng
+from flowprior.core.hub import tensor_names
 from flowprior.core.io import file_digest
-from flowprior.encoders.hub import tensor_names
 from flowprior.images.sets import Split
 
 HELD_OUT = 10

@@ -1,32 +1,54 @@
 """What the pipeline trained, for one's own code: images to latents and back, labels to images."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flowprior.autoencoder.registry import ImageAutoencoder, autoencoder_from
+from flowprior.autoencoder.shape import Shape
 from flowprior.core import rng
+from flowprior.core.artifacts import package_versions
+from flowprior.core.io import read_json
+from flowprior.core.sharing import CARD, fetch, model_card, packed, push
 from flowprior.core.trained import load_trained
-from flowprior.generation.sampler import Sampler
+from flowprior.generation.sampler import AUTOENCODER, GENERATOR, PARTS, Sampler
 
 BATCH = 64
 """Images that are drawn together."""
+PAPER = "[arXiv:2506.05240](https://arxiv.org/abs/2506.05240)"
+AE_ABOUT = f"""An autoencoder of images whose latents were pulled towards target features, made by the pipeline of
+flowprior ({PAPER})."""
+AE_USAGE = """from flowprior import Autoencoder
+
+autoencoder = Autoencoder.from_pretrained({name!r})
+latents = autoencoder.encode(images)  # bytes, or numbers in [-1, 1]: [b, c, H, W]
+restored = autoencoder.decode(latents)  # in [-1, 1]"""
+GENERATOR_ABOUT = f"""A generator of images by their class, with the autoencoder whose latents it learned, made by the
+pipeline of flowprior ({PAPER})."""
+GENERATOR_USAGE = """from flowprior import Autoencoder, Generator
+
+generator = Generator.from_pretrained({name!r})
+images = generator.sample([0, 1, 2], guidance=2.0)  # bytes, [3, c, H, W]
+autoencoder = Autoencoder.from_pretrained({name!r}, subfolder="autoencoder")"""
 
 
 class Autoencoder:
-    """The autoencoder of a finished pipeline, ready to use; made by `Autoencoder.load`.
+    """The autoencoder of a finished pipeline, ready to use; made by `Autoencoder.load` or `.from_pretrained`.
 
     Args:
         model: In eval mode, on the device.
         device: Where it is.
+        folder: What it was read from.
     """
 
-    def __init__(self, model: ImageAutoencoder, device: torch.device) -> None:
+    def __init__(self, model: ImageAutoencoder, device: torch.device, folder: Path) -> None:
         self.model = model
         self.device = device
+        self.folder = folder
 
     @classmethod
     def load(
@@ -42,9 +64,57 @@ class Autoencoder:
             ArtifactError: It is absent or damaged.
         """
         where = Path(path).expanduser()
-        trained = load_trained(where, "autoencoder", "the stage `train_ae`")
+        trained = load_trained(where, *AUTOENCODER)
         here = torch.device(device)
-        return cls(trained.build(autoencoder_from, where).to(here), here)
+        return cls(trained.build(autoencoder_from, where).to(here), here, where)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        subfolder: str = "",
+        **options: Any,
+    ) -> "Autoencoder":
+        """Read one from the hub of Hugging Face, or from a folder; needs the extra `hub`.
+
+        Args:
+            name: A repository of the hub (`organisation/name`), or a folder, which comes first.
+            device: Where to compute.
+            subfolder: Where in it the autoencoder lies; `autoencoder` in one of `Generator.push_to_hub`.
+            options: revision (branch, tag or commit), token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            ValueError: There is no such repository or revision, or it holds no autoencoder; an `ArtifactError` if what
+                it holds is damaged.
+            RuntimeError: The hub cannot be reached or refuses, and its cache lacks a file.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        return cls.load(fetch(name, [subfolder], **options) / subfolder, device)
+
+    def push_to_hub(
+        self, repo_id: str, *, source: str, license: str | None = None, **options: Any
+    ) -> str:
+        """Publish it on the hub of Hugging Face, as it lies in its folder, with a page that tells what it is.
+
+        Args:
+            repo_id: The repository (`organisation/name`), made if there is none; its README.md is written anew.
+            source: What images it learned and what its latents were pulled towards, for the page.
+            license: The hub's word for the licence, for instance `apache-2.0`.
+            options: private, revision (a branch), token, commit_message, create_pr.
+
+        Returns:
+            The address of the commit, or of the proposal.
+
+        Raises:
+            ValueError: `repo_id` is no name; an `ArtifactError` if the folder is gone or damaged.
+            OSError: The hub cannot be reached or refuses.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        usage = AE_USAGE.format(name=repo_id)
+        card = _card(repo_id, AE_ABOUT, self.folder, {"trained on": source}, usage, license)
+        return push({**packed(self.folder, *AUTOENCODER), CARD: card}, repo_id, **options)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Float[Tensor, "b n d"]:
@@ -72,15 +142,17 @@ class Autoencoder:
 
 
 class Generator:
-    """The generator of a finished pipeline with its autoencoder; made by `Generator.load`.
+    """The generator of a finished pipeline with its autoencoder; made by `Generator.load` or `.from_pretrained`.
 
     Attributes:
         num_classes: Labels are 0 .. num_classes - 1.
+        folder: What it was read from.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, folder: Path) -> None:
         self._sampler = sampler
         self.num_classes = sampler.num_classes
+        self.folder = folder
 
     @classmethod
     def load(cls, path: str | Path = "data", device: torch.device | str = "cpu") -> "Generator":
@@ -93,7 +165,63 @@ class Generator:
         Raises:
             ArtifactError: One is absent or damaged.
         """
-        return cls(Sampler(Path(path).expanduser(), torch.device(device)))
+        folder = Path(path).expanduser()
+        return cls(Sampler(folder, torch.device(device)), folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        subfolder: str = "",
+        **options: Any,
+    ) -> "Generator":
+        """Read one with its autoencoder from the hub of Hugging Face, or from a folder; needs the extra `hub`.
+
+        Args:
+            name: A repository of the hub (`organisation/name`), or a folder, which comes first.
+            device: Where to compute.
+            subfolder: Where in it the folders `autoencoder` and `mar` lie.
+            options: revision (branch, tag or commit), token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            ValueError: There is no such repository or revision, or it holds no generator; an `ArtifactError` if what it
+                holds is damaged.
+            RuntimeError: The hub cannot be reached or refuses, and its cache lacks a file.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        inner = [(PurePosixPath(subfolder) / part).as_posix() for part in PARTS]
+        return cls.load(fetch(name, inner, **options) / subfolder, device)
+
+    def push_to_hub(
+        self, repo_id: str, *, source: str, license: str | None = None, **options: Any
+    ) -> str:
+        """Publish it and its autoencoder on the hub of Hugging Face, as they lie in their folders, with a page.
+
+        Args:
+            repo_id: The repository (`organisation/name`), made if there is none; its README.md is written anew.
+            source: What images they learned and what the latents were pulled towards, for the page.
+            license: The hub's word for the licence, for instance `apache-2.0`.
+            options: private, revision (a branch), token, commit_message, create_pr.
+
+        Returns:
+            The address of the commit, or of the proposal.
+
+        Raises:
+            ValueError: `repo_id` is no name; an `ArtifactError` if a folder is gone or damaged.
+            OSError: The hub cannot be reached or refuses.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        folders = [self.folder / part for part in PARTS]
+        usage = GENERATOR_USAGE.format(name=repo_id)
+        facts = {"trained on": source, "classes": self.num_classes}
+        card = _card(repo_id, GENERATOR_ABOUT, folders[0], facts, usage, license)
+        files = [
+            packed(folder, *made, part)
+            for folder, made, part in zip(folders, (AUTOENCODER, GENERATOR), PARTS, strict=True)
+        ]
+        return push({**files[0], **files[1], CARD: card}, repo_id, **options)
 
     def sample(
         self,
@@ -133,3 +261,30 @@ class Generator:
             for index, part in enumerate(asked.split(BATCH))
         ]
         return torch.cat(parts)
+
+
+def _card(
+    repo_id: str,
+    about: str,
+    autoencoder: Path,
+    facts: dict[str, object],
+    usage: str,
+    license: str | None,
+) -> bytes:
+    """A page, with the sizes of an autoencoder among its facts."""
+    config = read_json(autoencoder / "config.json")
+    shape = Shape(**config["shape"])
+    packages = package_versions("flowprior", "torch")
+    return model_card(
+        repo_id.rpartition("/")[2],
+        about,
+        {
+            **facts,
+            "images": f"[{shape.channels}, {shape.image_size}, {shape.image_size}]",
+            "latents": f"[{shape.num_latents}, {shape.latent_dim}], bottleneck {config['bottleneck']}",
+            "made with": ", ".join(f"{name} {version}" for name, version in packages.items()),
+        },
+        usage,
+        license,
+        ("autoencoder", "latent-space"),
+    )

@@ -14,6 +14,12 @@ from flowprior.generators.protocol import Generator, GuidanceSchedule
 from flowprior.generators.registry import generator_from
 from flowprior.images.pixels import to_uint8
 
+PARTS = "autoencoder", "mar"
+"""Folders of the two artifacts, beside one another."""
+AUTOENCODER = "autoencoder", "the stage `train_ae`"
+GENERATOR = "generator", "the stage `train_mar`"
+"""Their kinds, and what makes them."""
+
 
 class Sampler:
     """A generator's tokens, scaled back and decoded.
@@ -38,9 +44,9 @@ class Sampler:
         precision: Literal["fp32", "bf16"] = "fp32",
         compile: bool = False,
     ) -> None:
-        where = data / "autoencoder", data / "mar"
-        autoencoder = load_trained(where[0], "autoencoder", "the stage `train_ae`")
-        generator = load_trained(where[1], "generator", "the stage `train_mar`")
+        where = [data / part for part in PARTS]
+        autoencoder = load_trained(where[0], *AUTOENCODER)
+        generator = load_trained(where[1], *GENERATOR)
         self.inputs = {"autoencoder": autoencoder.digest, "generator": generator.digest}
         self.images = {
             name: value for name, value in autoencoder.inputs.items() if name.endswith("images")

@@ -329,3 +329,57 @@ class FlowPrior(Frozen):
         prior = cls(saved.velocity, saved.projection, saved.time_groups, saved.targets, saved.fit)
         prior.digest = saved.digest
         return prior
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, subfolder: str = "", **options: Any
+    ) -> "FlowPrior":
+        """Read a prior from the hub of Hugging Face, or from a folder, to the CPU; needs the extra `hub`.
+
+        Every file is held against the hashes of the prior's manifest; nothing in them is run.
+
+        Args:
+            name: A repository of the hub (`organisation/name`), or a folder, which comes first.
+            subfolder: Where in it the prior lies.
+            options: revision (branch, tag or commit), token, cache_dir, force_download, local_files_only.
+
+        Raises:
+            ValueError: There is no such repository or revision, or it holds no prior; an `ArtifactError` if what it
+                holds is damaged, or of a version that this code does not know.
+            RuntimeError: The hub cannot be reached or refuses, and its cache lacks a file.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        fetch = import_module("flowprior.core.sharing").fetch
+        return cls.load(fetch(name, [subfolder], **options) / subfolder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        source: str,
+        license: str | None = None,
+        with_targets: bool = True,
+        **options: Any,
+    ) -> str:
+        """Publish the prior on the hub of Hugging Face, with a page that tells what it is and how well it fits.
+
+        Args:
+            repo_id: The repository (`organisation/name`), made if there is none; its README.md is written anew.
+            source: What the features are, for the page: "patch tokens of DINOv2 ViT-B/14, ImageNet train".
+            license: The hub's word for the licence: `apache-2.0`, `cc-by-nc-4.0`, `other`.
+            with_targets: Whether the targets that the prior keeps, up to 20 000 projected features, go along. Without
+                them `check` compares with samples of the flow.
+            options: private, revision (a branch), token, commit_message, create_pr.
+
+        Returns:
+            The address of the commit, or of the proposal.
+
+        Raises:
+            ValueError: The velocity is not one of this package, or `repo_id` is no name.
+            OSError: The hub cannot be reached or refuses.
+            ModuleNotFoundError: huggingface_hub is not installed.
+        """
+        pushed: str = import_module("flowprior.prior.publishing").push_prior(
+            self, repo_id, source, license, with_targets, options
+        )
+        return pushed

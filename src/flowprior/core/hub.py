@@ -1,24 +1,34 @@
 """Files of models on the hub: from its cache or downloaded, and what is in them."""
 
 from pathlib import Path
+from typing import Any
+
+from flowprior.core.extras import missing_extra
 
 
-def hub_file(repository: str, *names: str, revision: str | None = None) -> Path:
+def hub_file(repository: str, *names: str, revision: str | None = None, **options: Any) -> Path:
     """The first of some files that a model on the hub has, from its cache or downloaded.
 
     The folder it lies in is named after the commit. With a commit as revision, what the cache has is
     taken without asking the hub.
 
+    Args:
+        repository: owner/model.
+        names: Paths of files in it, the most wanted first.
+        revision: Branch, tag or commit.
+        options: Of `huggingface_hub.hf_hub_download`: token, cache_dir, force_download, local_files_only.
+
     Raises:
         ValueError: There is no such model, revision or file.
         RuntimeError: The hub cannot be reached or refuses, and the cache lacks the file.
+        ModuleNotFoundError: huggingface_hub is not installed.
     """
-    from huggingface_hub import errors, hf_hub_download
-
+    hub = hub_package()
+    errors = hub.errors
     unreachable: Exception | None = None
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision))
+            return Path(hub.hf_hub_download(repository, name, revision=revision, **options))
         except errors.LocalEntryNotFoundError as error:
             unreachable = error
         except errors.EntryNotFoundError:
@@ -46,6 +56,20 @@ def hub_file(repository: str, *names: str, revision: str | None = None) -> Path:
         f"Where there is network, `hf download {repository} --local-dir /folder`, and name a copy of "
         "/folder instead of the model; or fill the hub's cache ($HF_HOME) there"
     ) from unreachable
+
+
+def hub_package() -> Any:
+    """The package huggingface_hub.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; names the extra that brings it.
+    """
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(missing_extra(error) or str(error), name=error.name) from None
+    return huggingface_hub
 
 
 def one_line(error: Exception) -> str:
