@@ -109,3 +109,39 @@ def test_a_module_fits_on_a_few_screens_or_says_why_not(path: Path) -> None:
 @pytest.mark.parametrize("stage", sorted((ROOT / "stages").glob("*.py")), ids=lambda p: p.stem)
 def test_a_stage_is_read_on_two_screens(stage: Path) -> None:
     assert len(stage.read_text(encoding="utf-8").splitlines()) <= 130
+
+
+CALLED = ("__init__", "forward", "__call__", "images")
+"""Methods that their class describes."""
+
+
+def raising(path: Path) -> dict[str, str]:
+    """Public functions and classes that raise in their own body, each with its docstring."""
+    found: dict[str, str] = {}
+
+    def raises(body: list[ast.stmt]) -> bool:
+        inner = [node for node in body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        nodes = [each for node in inner for each in ast.walk(node)]
+        return any(isinstance(node, ast.Raise) and node.exc is not None for node in nodes)
+
+    def visit(body: list[ast.stmt], owner: ast.ClassDef | None) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                visit(node.body, node)
+            elif isinstance(node, ast.FunctionDef) and raises(node.body):
+                if owner is not None and node.name in CALLED:
+                    own = ast.get_docstring(node) or ""
+                    found[owner.name] = own + (ast.get_docstring(owner) or "")
+                elif not node.name.startswith("_"):
+                    found[node.name] = ast.get_docstring(node) or ""
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, None)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_what_raises_says_so(path: Path) -> None:
+    """Of the command's functions the docstring is the help; errors are told in a line there."""
+    if "cli" not in path.relative_to(PACKAGE).parts:
+        silent = [name for name, told in raising(path).items() if "Raises:" not in told]
+        assert not silent, silent

@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from email import message_from_string
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ NEED_EXTRAS = (
 MOST_PACKAGES = 18
 
 
-def run(*command: str, cwd: Path, code: int = 0) -> str:
+def run(*command: str, cwd: Path, code: int = 0, **variables: str) -> str:
     """A command outside of the tree, so that nothing but what is installed is found; what it says."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHONPATH", "VIRTUAL_ENV"))}
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "FLOWPRIOR_HOME")
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
     done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
@@ -61,6 +64,33 @@ def packages(root: Path) -> set[str]:
     """Names of what is installed."""
     listed = run(UV, "pip", "list", "--python", "env/bin/python", "--format=freeze", cwd=root)
     return set(re.findall(r"^([\w.-]+)==", listed, re.MULTILINE))
+
+
+@pytest.mark.parametrize("home", ["", "https://example.org/them/flowprior"])
+def test_the_packages_page_has_no_link_that_leads_nowhere(home: str, environment: Path) -> None:
+    """Neither in the wheel that was built without a home, nor in the sdist built again with one."""
+    dist = environment / "dist"
+    if home:
+        out = environment / "dist_of_them"
+        sdist = str(next(dist.glob("*.tar.gz")))
+        build = (UV, "build", "--quiet", "--wheel", "--out-dir", str(out), sdist)
+        run(*build, cwd=environment, FLOWPRIOR_HOME=home)
+        dist = out
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        page = message_from_string(wheel.read(name).decode())
+    assert page["Description-Content-Type"] == "text/markdown"
+    addresses = dict(line.split(", ") for line in page.get_all("Project-URL", []))
+    assert addresses["Paper"].startswith("https://arxiv.org/abs/")
+    assert addresses.get("Source", "") == home
+    text = page.get_payload()
+    assert text.startswith("# flowprior")
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert all(target.startswith(("https://", "#")) for target in targets)
+    assert ("![" in text) == bool(home)
+    if home:
+        assert f"]({home}/raw/HEAD/examples/thousand_points.png)" in text
+        assert f"]({home}/blob/HEAD/docs/objectives.md)" in text
 
 
 def test_the_core_is_small(environment: Path, tmp_path: Path) -> None:

@@ -112,8 +112,33 @@ def test_its_state_is_its_own_and_holds_nothing_of_the_prior() -> None:
     assert not [key for key in state if "prior" in key]
     with pytest.raises(RuntimeError, match=r"Missing key.*calls"):
         pull.load_state_dict({})
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    assert pull.load_state_dict({}, strict=False).missing_keys == ["calls"]
+    with pytest.raises(RuntimeError, match="has a flow of the latents, so it is of another") as no:
         pull.load_state_dict(state)
+    assert len(str(no.value)) < 300
+    with pytest.raises(RuntimeError, match="has no flow of the latents, so it is of another"):
+        term("dmd").load_state_dict(pull.state_dict())
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        pull.load_state_dict({**pull.state_dict(), "other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["flow_prior", "sliced_w2", "dmd"])
+def test_a_look_without_gradient_is_the_same_each_time_and_changes_nothing(name: str) -> None:
+    """As for held-out latents between two epochs."""
+    one, two = term(name), term(name)
+    latents, held_out = normal(16, DIM), normal(9, DIM) + 1
+    with torch.no_grad():
+        looks = [float(one(held_out)) for _ in range(2)]
+    with torch.inference_mode():
+        looks.append(float(one(held_out)))
+    assert looks[0] == looks[1] == looks[2]
+    for pull in (one, two):
+        pull(latents.requires_grad_(True))
+        pull.follow(latents)
+    latents = latents.detach()
+    first, again = float(one(latents)), float(one(latents))
+    assert first == float(two(latents))
+    assert first != again
 
 
 @pytest.mark.parametrize("name", ["flow_prior", "dmd"])

@@ -97,7 +97,7 @@ def test_a_loaded_prior_checks_as_the_one_that_was_saved(prior: FlowPrior, tmp_p
         (torch.zeros(49, DIM), "at least 100 targets and 50 latents, found 4000 and 49"),
         (torch.full((60, DIM), torch.nan), "60 of 60 latents hold NaN or infinite values"),
         (torch.zeros(60, 5), "latents have 5 channels, this flow prior models 3"),
-        (torch.zeros(60, DIM, dtype=torch.int64), "must be floating-point numbers"),
+        (torch.zeros(60, DIM, dtype=torch.bool), "must be floating-point numbers"),
     ],
 )
 def test_what_cannot_be_checked_is_an_error(

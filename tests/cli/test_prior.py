@@ -12,6 +12,8 @@ import torch
 from flowprior import FlowPrior
 from flowprior.cli.app import main
 
+from .conftest import mistake
+
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
 
 
@@ -117,5 +119,35 @@ def test_a_strict_fit_fails_where_it_cannot_be_measured(
     main([*fit, "--width", "16", "--depth", "1"])
     assert "fewer than 200 vectors" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
-        main([*fit, "--strict"])
+        main([*fit, "--strict", "--overwrite"])
     assert end.value.code == 1
+
+
+def test_a_prior_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X[:100])
+    small = ["--steps", "2", "--width", "16", "--depth", "1"]
+    fit = ["prior", "fit", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/p", *small]
+    main(fit)
+    before = (tmp_path / "p" / "manifest.json").read_bytes()
+    assert mistake(*fit, "--seed", "1") == (
+        f"{tmp_path}/p holds a prior already; --overwrite replaces it"
+    )
+    assert (tmp_path / "p" / "manifest.json").read_bytes() == before
+    main([*fit, "--seed", "1", "--overwrite"])
+    assert (tmp_path / "p" / "manifest.json").read_bytes() != before
+
+
+def test_mistakes_name_the_option_and_channels_may_be_first(tmp_path: Path) -> None:
+    """Of features [b, D, h, w], and of latents."""
+    small = ["--steps", "2", "--width", "16", "--depth", "1", "--dim", "3"]
+    images = np.random.default_rng(0).normal(size=(40, 5, 2, 2)).astype("f4")
+    np.save(tmp_path / "x.npy", images)
+    fit = ["prior", "fit", f"{tmp_path}/x.npy", "--out", f"{tmp_path}/p", *small]
+    assert "look like [b, D, h, w]" in (said := mistake(*fit))
+    assert "--channel-dim=1" in said
+    assert "Fit with --dim=2" in mistake(*fit, "--channel-dim", "-1")
+    main([*fit, "--channel-dim", "1"])
+    np.save(tmp_path / "y.npy", images[:, :3])
+    said = mistake("prior", "nll", f"{tmp_path}/p", f"{tmp_path}/y.npy")
+    assert said.endswith("axis 1 has as many: say --channel-dim=1")
+    main(["prior", "nll", f"{tmp_path}/p", f"{tmp_path}/y.npy", "--channel-dim", "1"])

@@ -228,8 +228,8 @@ def test_a_damaged_artifact_is_refused_with_the_file_and_its_maker(
 def test_an_artifact_that_is_absent_or_a_file_is_refused(tmp_path: Path) -> None:
     """The message says who makes it."""
     (tmp_path / "file").touch()
-    for name in ("absent", "file"):
-        with pytest.raises(ArtifactError, match=rf"{name} does not exist; .*`make_things`"):
+    for name, what in (("absent", "does not exist"), ("file", "is a file, not a folder")):
+        with pytest.raises(ArtifactError, match=rf"{name} {what}; .*`make_things`"):
             open_artifact(tmp_path / name, KIND, MAKER)
 
 

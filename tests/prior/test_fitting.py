@@ -159,3 +159,22 @@ def test_it_keeps_some_of_its_targets(expected: FlowPrior, tmp_path: Any) -> Non
     assert {tuple(row) for row in targets.tolist()} == everything
     expected.save(tmp_path)
     assert torch.equal(FlowPrior.load(tmp_path).targets, targets)
+
+
+def test_channels_of_features_may_be_on_any_axis() -> None:
+    """One by one and in batches; where they could be on two axes, it is asked."""
+    features = torch.randn(20, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    flat = features.movedim(1, -1).reshape(-1, 5)
+    settings = {"dim": 3, "steps": 2, "width": 16, "depth": 1}
+    plain = FlowPrior.fit(flat, **settings)
+    for given in (features, features.numpy()):
+        fitted = FlowPrior.fit(given, channel_dim=1, **settings)
+        assert torch.equal(fitted.targets, plain.targets)
+    stream = FlowPrior.fit(features.split(5), channel_dim=1, **settings)
+    assert sorted(stream.targets.flatten().tolist()) == sorted(plain.targets.flatten().tolist())
+    for given in (features, features.numpy(), features.split(5)):
+        with pytest.raises(ValueError, match=r"look like \[b, D, h, w\].*channel_dim=1"):
+            FlowPrior.fit(given, **settings)
+    with pytest.raises(ValueError, match="channel_dim 7 is no axis"):
+        FlowPrior.fit(features, channel_dim=7, **settings)
+    assert FlowPrior.fit(features.movedim(1, -1), **settings).projection.in_dim == 5

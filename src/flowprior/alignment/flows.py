@@ -143,6 +143,9 @@ class DistributionMatching(FlowObjective):
 
     Attributes:
         fake: The flow of the latents.
+
+    Raises:
+        ValueError: `t_max` does not lie between 0.5 and 1.
     """
 
     def __init__(self, velocity: nn.Module, dim: int, num_draws: int, t_max: float) -> None:

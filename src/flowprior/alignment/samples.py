@@ -63,6 +63,9 @@ class MaximumMeanDiscrepancy:
         targets: Draws targets, of about unit variance.
         max_vectors: Vectors of the batch, drawn at random, that are compared; the cost is their
             square.
+
+    Raises:
+        ValueError: Called with a single vector.
     """
 
     def __init__(self, targets: Sample, max_vectors: int = 2048) -> None:

@@ -22,6 +22,8 @@ from flowprior.prior.flow_prior import FlowPrior
 from flowprior.prior.layout import tokens
 
 CALLS = "calls"
+LOOK = "look"
+"""Of the draws of a call that records no gradient."""
 FORGOTTEN = 50
 """Calls without `follow` after which a term that needs it says so; accumulated gradients make some."""
 
@@ -134,6 +136,9 @@ class AlignmentTerm(Frozen):
     ) -> Tensor:
         """The weighted objective, a scalar; its gradient reaches the latents only.
 
+        Each call has fresh draws, and each that records no gradient, to look at held-out latents, has the same ones:
+        what is looked at can be compared, and training goes on as if nobody had looked.
+
         Args:
             latents: `[n, d]`, `[b, n, d]`, `[b, d, h, w]` with channel_dim 1, ...; or codes.
             log_variance: Of each latent's Gaussian posterior, in the latents' shape; `kl` reads it.
@@ -145,9 +150,12 @@ class AlignmentTerm(Frozen):
                 are none.
         """
         codes = latents if isinstance(latents, Codes) else self._codes(latents, mean, log_variance)
-        value = self.objective(codes, draw or self._draw(codes, "pull"))
-        self._calls += 1
-        self._count_unfollowed()
+        training = torch.is_grad_enabled()
+        when = (self._calls, "pull") if training else (LOOK,)
+        value = self.objective(codes, draw or self._draw(codes, *when))
+        if training:
+            self._calls += 1
+            self._count_unfollowed()
         return self.weight * value
 
     def follow(
@@ -168,7 +176,7 @@ class AlignmentTerm(Frozen):
         if self._fake is None:
             return {}
         codes = latents if isinstance(latents, Codes) else self._codes(latents, None, None)
-        made = draws or (lambda update: self._draw(codes, "follow", update))
+        made = draws or (lambda update: self._draw(codes, self._calls, "follow", update))
         loss = self._fake.follow(codes, made)
         self._calls += 1
         self._unfollowed = -1  # from now on nobody needs to be told
@@ -176,7 +184,7 @@ class AlignmentTerm(Frozen):
 
     def _count_unfollowed(self) -> None:
         """Say once that a flow of the latents that never follows them cannot pull."""
-        if self._fake is None or self._unfollowed < 0 or not torch.is_grad_enabled():
+        if self._fake is None or self._unfollowed < 0:
             return
         self._unfollowed += 1
         if self._unfollowed == FORGOTTEN:
@@ -198,13 +206,13 @@ class AlignmentTerm(Frozen):
         return Codes(given, given if others[0] is None else others[0], others[1])
 
     def _draw(self, codes: Codes, *tags: str | int) -> Draw:
-        """Randomness from (seed, calls so far), on the latents' device, for the global batch."""
+        """Randomness from the seed and what tells calls apart, on the latents' device, for the global batch."""
         device = codes.latents.device
 
         def share(drawn: Tensor, dim: int = 0) -> Tensor:
             return rank_share(drawn, dim).to(device)
 
-        generator = rng.generator_on(device, self.seed, "term", self._calls, *tags)
+        generator = rng.generator_on(device, self.seed, "term", *tags)
         check_equal_rows(codes.latents)
         return Draw(generator, len(codes.latents) * num_ranks(), share, gather_rows)
 
@@ -235,20 +243,27 @@ class AlignmentTerm(Frozen):
         error_msgs: list[str],
     ) -> None:
         own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-        if prefix + CALLS in own:
-            self._calls = int(own.pop(prefix + CALLS))
-        else:
+        state = {
+            key[len(prefix) :]: own.pop(key)
+            for key in list(own)
+            if key[len(prefix) :].startswith(("flow.", "optimizer."))
+        }
+        if prefix + CALLS not in own:
             missing_keys.append(prefix + CALLS)
-        if self._own_learner is not None:
-            state = {
-                key[len(prefix) :]: own.pop(key)
-                for key in list(own)
-                if key[len(prefix) :].startswith(("flow.", "optimizer."))
-            }
-            try:
-                self._own_learner.load(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                error_msgs.append(f"{prefix}flow: {error}")
+        elif bool(state) != (self._own_learner is not None):
+            has = "has a flow of the latents" if state else "has no flow of the latents"
+            mine = type(self.objective).__name__
+            error_msgs.append(
+                f"{prefix}: its state {has}, so it is of another objective than {mine}"
+            )
+        else:
+            self._calls = int(own[prefix + CALLS])
+            if self._own_learner is not None:
+                try:
+                    self._own_learner.load(state)
+                except (RuntimeError, ValueError, KeyError) as error:
+                    error_msgs.append(f"{prefix}flow: {error}")
+        own.pop(prefix + CALLS, None)
         super()._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from flowprior.check.measures import Reference, figures_of, reference_of
+from flowprior.check.measures import ALIGNED, Reference, figures_of, reference_of
 from flowprior.core.rng import derive_seed
 
 REFERENCE = 2000
@@ -20,6 +20,10 @@ LEAST_TARGETS = 100
 LEAST_LATENTS = 50
 T_VALUE = 3.25
 """Of a two-sided interval of 99% with 9 degrees of freedom."""
+ANY, POSITIVE, SHARE = (-np.inf, np.inf), (0.0, np.inf), (0.0, 1.0)
+SHARES = ("precision", "recall", "coverage", "missing", "c2st_accuracy")
+SIGNED = ("energy_distance",)
+"""Figures by what they can be; an unbiased estimate of a distance can be below 0."""
 
 
 class Measure(NamedTuple):
@@ -30,17 +34,20 @@ class Measure(NamedTuple):
         fresh: Mean over the sets of fresh targets.
         sd: Standard deviation over such sets; of the NLL gap that of a difference of two means, which the latents' own
             spread is in.
+        within: What the figure can be at all.
     """
 
     value: float
     fresh: float
     sd: float
+    within: tuple[float, float] = ANY
 
     @property
     def interval(self) -> tuple[float, float]:
         """Where one more set of fresh targets would lie, 99 times in 100."""
         reach = T_VALUE * self.sd * (1 + 1 / CONTROLS) ** 0.5
-        return self.fresh - reach, self.fresh + reach
+        least, most = self.within
+        return max(self.fresh - reach, least), min(self.fresh + reach, most)
 
 
 class Yardstick:
@@ -91,18 +98,29 @@ class Yardstick:
         """Every figure of latents, which are cut to `size`."""
         found = figures_of(self.cut(latents), self.reference, self.seed)
         return {
-            name: self.measure_of(value, [figures[name] for figures in self.figures])
+            name: self.measure_of(
+                value, [figures[name] for figures in self.figures], range_of(name)
+            )
             for name, value in found.items()
         }
 
-    def measure_of(self, value: float, fresh: list[float]) -> Measure:
+    def measure_of(
+        self, value: float, fresh: list[float], within: tuple[float, float] = ANY
+    ) -> Measure:
         """A figure of the latents beside those of the sets."""
-        return Measure(value, float(np.mean(fresh)), self._shared * float(np.std(fresh, ddof=1)))
+        sd = self._shared * float(np.std(fresh, ddof=1))
+        return Measure(value, float(np.mean(fresh)), sd, within)
 
     def cut(self, latents: Float[ndarray, "n _d"]) -> Float[ndarray, "k _d"]:
         """At most `size` of them, at random, float64."""
         draw = np.random.default_rng(derive_seed(self.seed, "check", "latents"))
         return np.asarray(latents[draw.permutation(len(latents))[: self.size]], dtype=np.float64)
+
+
+def range_of(name: str) -> tuple[float, float]:
+    """What a figure can be at all, by its name."""
+    plain = name.removeprefix(ALIGNED)
+    return SHARE if plain in SHARES else ANY if plain in SIGNED else POSITIVE
 
 
 def enough(num_targets: int, num_latents: int) -> bool:

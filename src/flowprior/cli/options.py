@@ -1,7 +1,8 @@
 """Numbers on the command line, checked as they are read."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -39,6 +40,20 @@ def share(help: str) -> Any:
         metavar="X",
         help=help,
     )
+
+
+@contextmanager
+def told_as_options() -> Iterator[None]:
+    """What the library says of an argument is said of the option that it came from.
+
+    Raises:
+        ValueError: Whatever the block raises, in the command's words.
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = str(error).replace("channel_dim", "--channel-dim").replace(" dim=", " --dim=")
+        raise ValueError(said) from None
 
 
 def _reader(

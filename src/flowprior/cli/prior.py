@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flowprior.cli.options import positive_number, whole_number
+from flowprior.cli.options import positive_number, told_as_options, whole_number
 
 prior = typer.Typer(
     help="Fit a flow prior to a file of features, and put it to use.", rich_markup_mode=None
@@ -27,6 +27,7 @@ def fit(
     dim: Annotated[
         int | None, whole_number(1, "Channels of the latents; by default those of the features.")
     ] = None,
+    channel_dim: Annotated[int | None, typer.Option(help=CHANNEL_DIM)] = None,
     operator: Annotated[
         str, typer.Option(help="How to get there: random, avg_pool or pca.")
     ] = "random",
@@ -35,6 +36,9 @@ def fit(
     lr: Annotated[float, positive_number("Peak learning rate.")] = 1e-3,
     width: Annotated[int, whole_number(1, "Hidden width of the flow's network.")] = 256,
     depth: Annotated[int, whole_number(1, "Its residual blocks.")] = 4,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a prior that is in --out.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help=STRICT)] = False,
 ) -> None:
     """Fit a prior to features, and say how well it fits.
@@ -47,6 +51,7 @@ def fit(
 
     vectors = read_vectors(features)
 
+    from flowprior.core.artifacts import MANIFEST
     from flowprior.prior.files import check_replaceable
     from flowprior.prior.flow_prior import FlowPrior
     from flowprior.prior.projection import OPERATORS
@@ -55,9 +60,20 @@ def fit(
     if chosen is None:
         raise ValueError(f"--operator {operator!r} is unknown; use one of {', '.join(OPERATORS)}")
     check_replaceable(out.expanduser())
-    fitted = FlowPrior.fit(
-        vectors, dim, operator=chosen, steps=steps, seed=seed, lr=lr, width=width, depth=depth
-    )
+    if not overwrite and (out.expanduser() / MANIFEST).exists():
+        raise ValueError(f"{out} holds a prior already; --overwrite replaces it")
+    with told_as_options():
+        fitted = FlowPrior.fit(
+            vectors,
+            dim,
+            channel_dim=channel_dim,
+            operator=chosen,
+            steps=steps,
+            seed=seed,
+            lr=lr,
+            width=width,
+            depth=depth,
+        )
     fitted.save(out)
     count = math.prod(vectors.shape[:-1])
     typer.echo(f"{out}: {count} vectors, {vectors.shape[-1]} channels projected to {fitted.dim}")
@@ -96,9 +112,11 @@ def check(
 
     from flowprior.prior.flow_prior import FlowPrior
 
-    found = FlowPrior.load(folder).check(
-        torch.from_numpy(vectors.astype("float32")), channel_dim=channel_dim, seed=seed
-    )
+    loaded = FlowPrior.load(folder)
+    with told_as_options():
+        found = loaded.check(
+            torch.from_numpy(vectors.astype("float32")), channel_dim=channel_dim, seed=seed
+        )
     if html is not None:
         found.to_html(html)
     typer.echo(dumps(found.to_dict(), indent=1) if json else found)
@@ -130,9 +148,11 @@ def nll(
 
     from flowprior.prior.flow_prior import FlowPrior
 
-    values = FlowPrior.load(folder).nll(
-        torch.from_numpy(np.array(vectors, dtype=np.float32)), channel_dim=channel_dim
-    )
+    loaded = FlowPrior.load(folder)
+    with told_as_options():
+        values = loaded.nll(
+            torch.from_numpy(np.array(vectors, dtype=np.float32)), channel_dim=channel_dim
+        )
     if out is not None:
         write_vectors(out, values.numpy())
     error = float(values.std()) / values.numel() ** 0.5 if values.numel() > 1 else float("nan")

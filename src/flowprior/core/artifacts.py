@@ -149,7 +149,7 @@ def open_artifact(path: Path, kind: str, made_by: str) -> Artifact:
 
     path = Path(path)
     if not path.is_dir():
-        raise fail(f"{path} does not exist")
+        raise fail(f"{path} {'is a file, not a folder' if path.is_file() else 'does not exist'}")
     file = path / MANIFEST
     if not file.is_file():
         raise fail(f"{path} has no {MANIFEST}, so it was never finished")

@@ -119,8 +119,9 @@ def plugin_digests(tree: object, root: Path | None = None) -> dict[str, str]:
 def allowed(found: str, choices: Iterable[str]) -> str:
     """The choices, for a message, with the one that was probably meant."""
     names = sorted(choices)
-    near = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(found.lower(), lower, n=1, cutoff=0.5)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
     return f"allowed: {', '.join(names)}{hint}"
 
 

@@ -38,7 +38,11 @@ def is_block(block: object) -> bool:
 
 
 def tar_offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Name to (offset, size) of the regular files of a tar; anything else in it is an error."""
+    """Name to (offset, size) of the regular files of a tar; anything else in it is an error.
+
+    Raises:
+        ArtifactError: The file is no tar, or something in it is no plain file.
+    """
     infos = tar_members(path)
     for info in infos:
         if not info.isreg() or "/" in info.name:
@@ -54,7 +58,11 @@ def map_npy(
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
 ) -> Array:
-    """Map one `.npy` member, after checking that its header says what the manifest says."""
+    """Map one `.npy` member, after checking that its header says what the manifest says.
+
+    Raises:
+        ArtifactError: It does not, or is no array of numbers.
+    """
     offset, size = place
     with path.open("rb") as file:
         file.seek(offset)

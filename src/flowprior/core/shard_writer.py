@@ -24,6 +24,9 @@ class ShardWriter:
         directory: An empty directory.
         rows_per_block: Rows of one `.npy` member.
         blocks_per_shard: Members of each array in one tar.
+
+    Raises:
+        ValueError: A size is below 1.
     """
 
     def __init__(

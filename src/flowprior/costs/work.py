@@ -52,6 +52,9 @@ def counting_plugin(key: str, name: str) -> Iterator[None]:
     Args:
         key: The parameter that names it, for instance `align.objective`.
         name: The parameter's value.
+
+    Raises:
+        UncountedError: What the block raised, if it came from a plugin.
     """
     try:
         yield

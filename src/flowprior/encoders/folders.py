@@ -10,7 +10,12 @@ from flowprior.core.io import file_digest, read_json
 def find_folder(
     name: str, revision: str | None, weights: str | None
 ) -> tuple[Path, dict[str, str]]:
-    """The folder of that name, or that of the hub's cache, with its config and those weights in it."""
+    """The folder of that name, or that of the hub's cache, with its config and those weights in it.
+
+    Raises:
+        ValueError: A folder lacks a file or was given a revision; or the hub has no such model, revision or file.
+        RuntimeError: The hub cannot be reached or refuses, and its cache lacks a file.
+    """
     folder = Path(name)
     if not folder.is_dir():
         return download(name, revision, weights)
@@ -28,7 +33,12 @@ def find_folder(
 def download(
     repository: str, revision: str | None, weights: str | None
 ) -> tuple[Path, dict[str, str]]:
-    """The folder of the hub's cache with a repository's config and those weights in it."""
+    """The folder of the hub's cache with a repository's config and those weights in it.
+
+    Raises:
+        ValueError: The hub has no such model, revision or file, or the weights are damaged.
+        RuntimeError: The hub cannot be reached or refuses, and its cache lacks a file.
+    """
     folder = hub_file(repository, "config.json", revision=revision).parent
     if weights:
         hub_file(repository, weights, revision=folder.name)
@@ -45,7 +55,11 @@ def weights_facts(folder: Path, weights: str | None) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json."""
+    """A folder's config.json.
+
+    Raises:
+        ValueError: It is absent, or holds no JSON object.
+    """
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.json'} holds a {type(config).__name__}, not an object")

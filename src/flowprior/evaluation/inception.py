@@ -125,7 +125,11 @@ def extract_generated(pieces: Iterable[Tensor], network: Network) -> Features:
 
 
 def extract_real(pieces: Iterable[Tensor], num_images: int, network: Network) -> Features:
-    """Moments of all `num_images`, and pool features of `MAX_POOL` of them at most, evenly spread."""
+    """Moments of all `num_images`, and pool features of `MAX_POOL` of them at most, evenly spread.
+
+    Raises:
+        ValueError: There are no images, or only one.
+    """
     moments: Moments | None = None
     kept = []
     start = 0

@@ -103,7 +103,11 @@ def file_table(path: str) -> Table:
 
 
 def safetensors_table(file: Path, key: str, facts: dict[str, str]) -> Table:
-    """A tensor of a safetensors file as a table, read in pieces."""
+    """A tensor of a safetensors file as a table, read in pieces.
+
+    Raises:
+        ValueError: The tensor is no matrix of numbers.
+    """
 
     def part() -> Any:
         from safetensors import safe_open

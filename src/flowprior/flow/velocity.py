@@ -72,6 +72,9 @@ class VelocityMLP(nn.Module):
         condition_dim: Channels of the condition, or None for a field without one.
         lifted: Whether the input is [x, tanh x, tanh 3x] instead of x: then functions of single channels are near at
             hand, as independent channels of heavy tails or of few values need them.
+
+    Raises:
+        ValueError: Called without a condition where it was built with one, or the other way round.
     """
 
     # Paper: GELU (App. C.2); the authors' code, followed here, has SiLU.
@@ -138,6 +141,9 @@ class CentredVelocity(nn.Module):
     Args:
         velocity: The network; a module with the attribute `dim`.
         mean: m, [d].
+
+    Raises:
+        ValueError: The mean is not [d].
     """
 
     mean: Tensor
@@ -170,6 +176,9 @@ class PreconditionedVelocity(nn.Module):
         mean: m, [d].
         variances: s, [d], above 0.
         axes: Principal axes as columns, [d, d].
+
+    Raises:
+        ValueError: Mean, variances and axes are not those of d channels.
     """
 
     mean: Tensor

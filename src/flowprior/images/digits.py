@@ -32,7 +32,11 @@ def read_digits() -> tuple[Float64[np.ndarray, "n 64"], Int64[np.ndarray, " n"]]
 
 
 class Digits:
-    """One split of scikit-learn's 1 797 scans of handwritten digits, [1, 8, 8]."""
+    """One split of scikit-learn's 1 797 scans of handwritten digits, [1, 8, 8].
+
+    Raises:
+        ValueError: Crops are asked of `images`: digits fill their pixels.
+    """
 
     num_classes = 10
 

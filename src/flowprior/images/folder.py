@@ -12,7 +12,11 @@ from flowprior.images.sets import Split, existing_folder, presplit_folder, split
 
 
 class ImageFolder(EncodedImages):
-    """One split of a tree `root/class/file`; classes are numbered in the order of their names."""
+    """One split of a tree `root/class/file`; classes are numbered in the order of their names.
+
+    Raises:
+        ValueError: There are no images, the split is empty, or held-out images have classes that training images lack.
+    """
 
     def __init__(
         self, root: Path, split: Split, split_seed: int, size: int, max_corrupt: float = 0.0

@@ -84,7 +84,11 @@ def split_rows(labels: Int[Tensor, " n"], split: Split, split_seed: int) -> Int[
 
 
 def presplit_folder(root: Path, split: Split) -> Path | None:
-    """The folder of a split in a source that is split already; None where it is not."""
+    """The folder of a split in a source that is split already; None where it is not.
+
+    Raises:
+        ValueError: It has the folder of one split and not that of the other.
+    """
     names = {"train": ("train",), "validation": ("val", "validation")}
     folders = {
         key: next((root / name for name in names[key] if (root / name).is_dir()), None)

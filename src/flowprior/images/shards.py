@@ -18,6 +18,10 @@ class WebShards(EncodedImages):
     """One split of webdataset shards with an image and a class (`.cls`, an integer) in each sample.
 
     The shards are indexed once, members are then read by offset; nothing in them is unpickled.
+
+    Raises:
+        ValueError: There are no shards, one is damaged, the split is empty, or held-out images have classes that
+            training images lack.
     """
 
     def __init__(

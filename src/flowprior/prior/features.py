@@ -29,31 +29,36 @@ class Gathered(NamedTuple):
     moments: Moments
 
 
-def gathered(features: Any, device: torch.device | str | None, seed: int) -> Gathered:
+def gathered(
+    features: Any, device: torch.device | str | None, seed: int, channel_dim: int | None = None
+) -> Gathered:
     """Features as float32 vectors with their moments; an iterable of batches is read once, in bounded memory.
 
     Raises:
-        ValueError: They are no real numbers, not finite, have fewer than two axes, or there are none.
+        ValueError: They are no real numbers, not finite, have fewer than two axes, there are none, or it is not clear
+            which axis holds the channels.
     """
     if isinstance(features, Iterable) and not _at_hand(features):
-        return _of_stream(features, device, seed)
-    vectors = feature_vectors(features, device)
+        return _of_stream(features, device, seed, channel_dim)
+    vectors = feature_vectors(features, device, channel_dim)
     moments = Moments(vectors.shape[-1])
     moments.update(vectors)
     return Gathered(vectors, moments)
 
 
 def feature_vectors(
-    features: Any, device: torch.device | str | None = None
+    features: Any, device: torch.device | str | None = None, channel_dim: int | None = None
 ) -> Float[Tensor, "n D"]:
     """Features as float32 vectors, on their own device by default; what was passed is not changed.
 
     Args:
         features: Tensor, array (of any byte order and stride), data frame or nested lists of numbers, [..., D].
         device: Where to put them.
+        channel_dim: The axis of the channels D; by default the last, if they do not look like [b, D, h, w].
 
     Raises:
-        ValueError: They are no real numbers, have fewer than two axes, or there are none.
+        ValueError: They are no real numbers, have fewer than two axes, there are none, or it is not clear which axis
+            holds the channels.
     """
     if isinstance(features, Tensor):
         tensor = features.detach()
@@ -70,9 +75,24 @@ def feature_vectors(
         tensor = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     if tensor.ndim < 2 or not tensor.numel():
         raise ValueError(f"features must be [..., D] and not empty, found {tuple(tensor.shape)}")
+    tensor = _channels_last(tensor, channel_dim)
     tensor = tensor.to(device=device, dtype=torch.float32)  # of another dtype it is a copy
     tensor = tensor.clone() if tensor.is_inference() else tensor
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _channels_last(features: Tensor, channel_dim: int | None) -> Tensor:
+    shape = list(features.shape)
+    if channel_dim is not None:
+        if not -features.ndim <= channel_dim < features.ndim:
+            raise ValueError(f"channel_dim {channel_dim} is no axis of features {shape}")
+        return features.movedim(channel_dim, -1)
+    if features.ndim == 4 and shape[2] == shape[3] > 1 and shape[1] != shape[2]:
+        raise ValueError(
+            f"features {shape} look like [b, D, h, w]; say which axis holds the channels: channel_dim=1, or "
+            "channel_dim=-1 for the last"
+        )
+    return features
 
 
 def _at_hand(features: Any) -> bool:
@@ -83,7 +103,9 @@ def _at_hand(features: Any) -> bool:
     return isinstance(features, Tensor | str | bytes) or hasattr(features, "__array__")
 
 
-def _of_stream(batches: Iterable[Any], device: torch.device | str | None, seed: int) -> Gathered:
+def _of_stream(
+    batches: Iterable[Any], device: torch.device | str | None, seed: int, channel_dim: int | None
+) -> Gathered:
     """A uniform sample of all vectors: each gets a random key, those with the least keys stay."""
     draw = rng.generator(seed, "fit", "stream")
     moments: Moments | None = None
@@ -96,7 +118,9 @@ def _of_stream(batches: Iterable[Any], device: torch.device | str | None, seed: 
                 f"batch {index} of the features is a {type(batch).__name__}; give the tensors alone, for instance "
                 "FlowPrior.fit((batch[0] for batch in loader))"
             )
-        vectors = feature_vectors(batch).clone()  # the caller may fill the same memory again
+        vectors = feature_vectors(
+            batch, channel_dim=channel_dim
+        ).clone()  # the caller may fill the same memory again
         if moments is None:
             moments = Moments(vectors.shape[1])
         if vectors.shape[1] != moments.dim:

@@ -85,12 +85,17 @@ def fit_flow(
     settings: FitSettings,
     device: torch.device | str | None,
     progress: bool | None,
+    channel_dim: int | None = None,
 ) -> FittedFlow:
-    """Project features and train a flow on them; see `FlowPrior.fit` for arguments and errors."""
+    """Project features and train a flow on them; see `FlowPrior.fit` for arguments and errors.
+
+    Raises:
+        ValueError: See there.
+    """
     settings.check()
     seed = settings.seed
     with torch.inference_mode(False), torch.enable_grad(), rng.plain_defaults():
-        found = gathered(features, device, seed)
+        found = gathered(features, device, seed, channel_dim)
         channels = found.vectors.shape[1]
         if dim is not None and dim > channels:
             raise ValueError(

@@ -45,6 +45,9 @@ class FlowPrior(Frozen):
             and for a flow that was trained otherwise.
         digest: Fixes every byte of the artifact it was loaded from; None for one that was not
             loaded.
+
+    Raises:
+        ValueError: The projection and the velocity have different dims, or `time_groups` is below 1.
     """
 
     fitted: FitReport | None = None
@@ -248,6 +251,7 @@ class FlowPrior(Frozen):
         features: Any,
         dim: int | None = None,
         *,
+        channel_dim: int | None = None,
         operator: Operator = "random",
         steps: int = 1500,
         seed: int = 0,
@@ -270,6 +274,7 @@ class FlowPrior(Frozen):
             features: Tensor, array or data frame of numbers, [..., D]; or an iterable of such batches, which is read
                 once and of which a random sample of at most 512 MiB is kept.
             dim: Channels d of the latents to align; D (no projection) by default.
+            channel_dim: The axis of the features' channels D; needed where it is not the last.
             operator: How to get from D to d channels.
             steps: Optimiser steps, at most (AdamW, cosine schedule, moving average of the weights).
             seed: Fixes projection, initialisation and draws.
@@ -285,13 +290,13 @@ class FlowPrior(Frozen):
             progress: Whether to show rate, time left and the outcome on standard error; by default on a terminal.
 
         Raises:
-            ValueError: Features that are empty, not finite, constant or no numbers, `dim` > D, or a setting out of
-                range.
+            ValueError: Features that are empty, not finite, constant or no numbers, whose channels could be on two
+                axes, `dim` > D, or a setting out of range.
         """
         settings = FitSettings(
             steps, seed, width, depth, batch_vectors, time_groups, lr, ema_decay, hold_out
         )
-        made = fit_flow(features, dim, operator, settings, device, progress)
+        made = fit_flow(features, dim, operator, settings, device, progress, channel_dim)
         return cls(made.velocity, made.projection, time_groups, made.targets, made.report)
 
     def save(

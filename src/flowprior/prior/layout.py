@@ -6,8 +6,10 @@ from torch import Tensor
 
 
 def as_latents(latents: Tensor | ndarray) -> Tensor:
-    """Latents as a tensor, where they are; arrays are on the CPU, whatever the default device is."""
-    return latents if isinstance(latents, Tensor) else torch.from_numpy(latents)
+    """Latents as a tensor of fractions, where they are; arrays are on the CPU, whatever the default device is."""
+    found = latents if isinstance(latents, Tensor) else torch.from_numpy(latents)
+    whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+    return found.float() if whole else found
 
 
 def channels_last(latents: Tensor, dim: int, channel_dim: int | None = None) -> Tensor:

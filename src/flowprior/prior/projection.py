@@ -24,6 +24,9 @@ class Projection(nn.Module):
             averaged over dims). The mean stays.
         operator: How the matrix was made; `identity` where D = d.
         seed: What a random matrix was drawn with.
+
+    Raises:
+        ValueError: Called with features of another number of channels.
     """
 
     # Paper: assumes normalised features and scales before the projection. Here the scale is

@@ -32,6 +32,9 @@ class FrozenFeatures(nn.Module):
         vit: A timm vision transformer with a class token; its parameters are frozen.
         mean: Of each channel, for images in [0, 1], as the transformer was trained.
         std: Likewise.
+
+    Raises:
+        ValueError: The transformer has no class token, or too few blocks.
     """
 
     mean: Tensor
@@ -160,6 +163,9 @@ class Discriminator(nn.Module):
 
     Args:
         width: Channels of a token.
+
+    Raises:
+        ValueError: The width is no multiple of the groups of its norms.
     """
 
     def __init__(self, width: int) -> None:

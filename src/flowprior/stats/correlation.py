@@ -28,6 +28,9 @@ def correlations(
 
     Nothing is returned for fewer than four pairs or a side that does not vary. Pairs are resampled
     with replacement; resamples without variation are left out.
+
+    Raises:
+        ValueError: The sides are not of equal length.
     """
     a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if a.shape != b.shape:
