@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from hypothesis import given
 
 from flowprior.core.artifacts import MANIFEST
 from flowprior.core.io import read_json
-from flowprior.core.shard_writer import ShardWriter
+from flowprior.core.shard_writer import ShardWriter, to_float16
 
 from .written import BLOCKS, KIND, PROPERTY, SHARD, SHARDS, SIZES, cut, numbered, read, write
 
@@ -165,3 +166,39 @@ def test_objects_are_not_written(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, rows_per_block=1)
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         writer.write("train", {"x": np.array([{}, []], dtype=object)})
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "share"),
+    [(5000, 1, 1.0), (30, 0.01, 0.4), (0, 1e-8, 1.0), (-2000, 2, 0.15)],
+)
+def test_rounding_that_eats_the_spread_is_refused(mean: float, std: float, share: float) -> None:
+    """Of any one channel, with its number and what to do."""
+    vectors = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    vectors[:, 2] = vectors[:, 2] * std + mean
+    with pytest.raises(ValueError, match=r"spread of channel 2 .*; subtract the mean") as told:
+        to_float16(vectors)
+    assert share / 2 < int(str(told.value).split("%")[0].split()[-1]) / 100 < 2 * share
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0, 1), (20, 1), (100, 2), (5000.3, 0), (0, 1e-4), (0, 2e3)]
+)
+def test_rounding_that_is_small_beside_the_spread_is_not(mean: float, std: float) -> None:
+    """Nor is a channel that does not vary."""
+    draw = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    vectors = draw * std + mean
+    back = torch.from_numpy(to_float16(vectors.view(50, 100, 4))).view(5000, 4).float()
+    assert float((back - vectors).std()) <= 0.05 * std or not std
+
+
+def test_of_a_few_rows_rounding_is_not_judged() -> None:
+    assert to_float16(torch.full((3, 2), 2049.0)).tolist() == [[2048.0, 2048.0]] * 3
+
+
+@pytest.mark.parametrize(("value", "what"), [(torch.nan, "NaN or infinite"), (7e4, "cannot hold")])
+def test_numbers_that_float16_has_not_are_refused(value: float, what: str) -> None:
+    vectors = torch.zeros(40, 2)
+    vectors[7, 1] = value
+    with pytest.raises(ValueError, match=what):
+        to_float16(vectors)

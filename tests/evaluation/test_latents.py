@@ -141,3 +141,19 @@ def test_too_few_held_out_targets_are_told_with_what_to_do(tmp_path: Path, held_
 def test_a_linear_probe_reads_classes_from_the_unmirrored_latents(tmp_path: Path) -> None:
     assert probe_accuracy(latents(tmp_path / "apart", separation=5.0)) == 1.0
     assert probe_accuracy(latents(tmp_path / "mixed")) == pytest.approx(0.5, abs=0.2)
+
+
+def test_a_probe_of_many_images_looks_at_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = latents(tmp_path / "l", separation=5.0)
+    monkeypatch.setattr(module, "PROBE_IMAGES", 12)
+    seen: list[int] = []
+    plain = module.linear_probe_accuracy
+    monkeypatch.setattr(
+        module,
+        "linear_probe_accuracy",
+        lambda *data: (seen.extend(map(len, data)), plain(*data))[1],
+    )
+    assert probe_accuracy(made) == 1.0
+    assert seen == [12] * 4

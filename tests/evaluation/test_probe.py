@@ -56,3 +56,9 @@ def test_accuracy_is_that_of_the_held_out_side() -> None:
     wrong = linear_probe_accuracy(train, train_labels, held_out, 1 - labels)
     assert right > 0.95
     assert right + wrong == pytest.approx(1, abs=1e-12)
+
+
+def test_of_one_class_there_is_nothing_to_read() -> None:
+    """As of faces or bedrooms."""
+    x, y = np.random.default_rng(0).normal(size=(40, 4)), np.zeros(40, dtype=int)
+    assert linear_probe_accuracy(x, y, x[:8], y[:8]) is None

@@ -36,7 +36,7 @@ def numbers(grid: NDArray[np.uint8]) -> list[list[int]]:
 
 def test_the_first_of_each_class_are_taken_in_order() -> None:
     labels = torch.tensor([1, 0, 1, 1, 0, 12, 0])
-    assert first_of_each(labels, 2).tolist() == [0, 1, 2, 4]
+    assert first_of_each(labels, 2).tolist() == [0, 1, 2, 4, 5]
 
 
 def test_images_are_picked_and_no_more_asked_for_than_needed() -> None:
@@ -60,8 +60,7 @@ def test_rows_are_filled_one_after_the_other() -> None:
 def test_a_class_has_a_row_and_grey_where_it_has_too_few() -> None:
     labels = torch.tensor([2, 0, 2, 2, 11])
     grid = by_class(images(5), labels, 2)
-    assert len(grid) == 10
-    assert numbers(grid[:3]) == [[1, GREY], [GREY, GREY], [0, 2]]
+    assert numbers(grid) == [[1, GREY], [0, 2], [4, GREY]]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -93,3 +92,14 @@ def test_a_sheet_is_a_pixel_for_a_pixel_until_images_are_large(tmp_path: Path) -
     with Image.open(tmp_path / "deep/large.png") as page:
         assert page.size == (130, 130)
         assert page.mode == "RGB"
+
+
+def test_classes_that_have_no_image_take_no_row() -> None:
+    """As where a few of ImageNet's dogs are held out."""
+    labels = torch.tensor([153, 151, 153, 152, 153])
+    assert first_of_each(labels, 2).tolist() == [0, 1, 2, 3]
+    grid = by_class(images(5), labels, 2)
+    assert grid.shape[:2] == (3, 2)
+    assert (grid[0, 0] == images(5)[1].permute(1, 2, 0).numpy()).all()
+    many = torch.arange(40).repeat_interleave(3)
+    assert first_of_each(many, 2).tolist() == [i for j in range(10) for i in (3 * j, 3 * j + 1)]

@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,21 @@ def grey(value: int, width: int = SIZE, height: int = SIZE) -> Image.Image:
     return Image.new("RGB", (width, height), (value, value, value))
 
 
+def encoded(image: Image.Image, kind: str = "PNG", **info: Any) -> bytes:
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **info)
+    return buffer.getvalue()
+
+
 def png(image: Image.Image) -> bytes:
     """The bytes of a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(image)
+
+
+def bmp(pixels: np.ndarray) -> bytes:
+    """The bytes of a BMP file: all images of a size have as many."""
+    return encoded(Image.fromarray(pixels), "BMP")
 
 
 def value_of(image: torch.Tensor) -> int:

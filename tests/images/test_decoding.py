@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from flowprior.images.decoding import decode
 from flowprior.images.digits import Digits
@@ -25,6 +25,7 @@ from .sources import (
     NOISE,
     SIZE,
     SOURCES,
+    encoded,
     grey,
     png,
     ramp,
@@ -277,3 +278,108 @@ def test_an_image_of_other_bytes_is_an_image_or_refused(kind: str, changes: list
     else:
         assert found.shape == (3, 8, 8)
         assert found.isfinite().all()
+
+
+def colour(mode: str, value: Any, **info: Any) -> bytes:
+    """A file of one colour, of a format that can have the mode."""
+    kind = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    return encoded(Image.new(mode, (6, 6), value), kind, **info)
+
+
+def bytes_of(image: torch.Tensor) -> list[int]:
+    """The colour of an image of one."""
+    assert float((image - image[:, :1, :1]).abs().max()) < 1e-6
+    return [round(float((x + 1) * 127.5)) for x in image[:, 0, 0]]
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    """The same ramp from either: as grey PNG and TIFF."""
+    ramp8 = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    expected = decode(encoded(Image.fromarray(ramp8)), 16, "8 bits")
+    deep = Image.fromarray(ramp8.astype(np.uint16) * 257)
+    for kind in ("PNG", "TIFF"):
+        assert torch.equal(decode(encoded(deep, kind), 16, "16 bits"), expected)
+    wide = Image.fromarray(ramp8.astype(np.int32) * 257)
+    assert torch.equal(decode(encoded(wide, "TIFF"), 16, "32 bits"), expected)
+
+
+@pytest.mark.parametrize("value", [70_000, -5])
+def test_values_of_no_sixteen_bits_are_refused(value: int) -> None:
+    wide = Image.fromarray(np.full((8, 8), value, dtype=np.int32))
+    with pytest.raises(ValueError, match=f"values reach from {value} to {value}"):
+        decode(encoded(wide, "TIFF"), 8, "x")
+
+
+def test_fractions_are_refused() -> None:
+    with pytest.raises(ValueError, match="fractions of no stated range"):
+        decode(colour("F", 0.5), 8, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (colour("RGBA", (200, 10, 10, 0)), [255, 255, 255]),
+        (colour("RGBA", (200, 10, 10, 255)), [200, 10, 10]),
+        (colour("RGBA", (0, 0, 0, 102)), [153, 153, 153]),
+        (colour("LA", (7, 0)), [255, 255, 255]),
+        (colour("RGB", (9, 8, 7), transparency=(9, 8, 7)), [255, 255, 255]),
+        (colour("RGB", (9, 8, 7), transparency=(1, 1, 1)), [9, 8, 7]),
+        (colour("L", 9, transparency=9), [255, 255, 255]),
+        (colour("CMYK", (0, 0, 0, 255)), [0, 0, 0]),
+        (colour("1", 1), [255, 255, 255]),
+    ],
+)
+def test_what_is_transparent_lies_over_white(content: bytes, expected: list[int]) -> None:
+    """Whatever colour stands behind it; of RGBA, of grey with alpha, of one colour that is named transparent."""
+    found = bytes_of(decode(content, 6, "x"))
+    assert all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True)), found
+
+
+def test_transparent_places_of_a_palette_lie_over_white() -> None:
+    """Whether one colour is transparent or each has its share."""
+    image = Image.new("P", (6, 6), 1)
+    image.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
+    assert bytes_of(decode(encoded(image), 6, "x")) == [200, 10, 10]
+    assert bytes_of(decode(encoded(image, transparency=1), 6, "x")) == [255, 255, 255]
+    assert bytes_of(decode(encoded(image, transparency=bytes([255, 0, 255])), 6, "x")) == [255] * 3
+    image.putpixel((0, 0), 2)
+    assert bytes_of(decode(encoded(image, transparency=2), 6, "x")[:, 1:, 1:]) == [200, 10, 10]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_images_stand_as_their_exif_data_say(turn: int) -> None:
+    """As PIL itself turns them; damaged data leave the image as it is."""
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4, :4] = 255
+    pixels[:4, 4:, 0] = 128
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    content = encoded(Image.fromarray(pixels), "PNG", exif=exif)
+    with Image.open(io.BytesIO(content)) as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    found = decode(content, 8, "x")
+    assert np.array_equal(((found + 1) * 127.5).round().numpy().transpose(1, 2, 0), upright)
+    assert (turn == 1) == np.array_equal(upright, pixels)
+
+
+def test_an_image_of_one_pixel_is_one(tmp_path: Path) -> None:
+    content = encoded(Image.new("RGB", (1, 1), (1, 2, 3)))
+    assert bytes_of(decode(content, 16, "x")) == [1, 2, 3]
+
+
+def test_grey_images_have_one_channel_where_all_are(tmp_path: Path) -> None:
+    """By the training images, or by what is asked for."""
+    for name, first in (("grey", "L"), ("mixed", "RGB")):
+        (tmp_path / name / "a").mkdir(parents=True)
+        for i in range(10):
+            Image.new("L" if i else first, (8, 8)).save(tmp_path / name / "a" / f"{i}.png")
+    greys = ImageFolder(tmp_path / "grey", "train", 0, 8)
+    assert greys.channels == 1
+    assert greys.images([0, 1]).shape == (2, 1, 8, 8)
+    crops = torch.tensor([[0.5, 0.5, 0.5, 0.9]])
+    assert greys.images([0], crops).shape == (1, 1, 8, 8)
+    both = [ImageFolder(tmp_path / "mixed", split, 0, 8) for split in ("train", "validation")]
+    assert [one.channels for one in both] == [3, 3]
+    asked = ImageFolder(tmp_path / "mixed", "train", 0, 8, channels=1)
+    assert asked.images([0]).shape == (1, 1, 8, 8)
+    assert ImageFolder(tmp_path / "grey", "train", 0, 8, channels=3).digest != greys.digest

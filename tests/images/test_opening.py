@@ -1,15 +1,18 @@
 """What every source of images promises, opened by its name."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from flowprior.images.opening import open_both_splits, open_images
-from flowprior.images.sets import SPLITS, ImageSet, Split
+from flowprior.images.sets import SPLITS, ImageSet
 
-from .sources import SIZE, SOURCES, open_both, value_of, values, write_source
+from .sources import SIZE, SOURCES, bmp, open_both, value_of, values, write_source
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -65,15 +68,78 @@ def test_a_source_that_comes_split_stays_split(tmp_path: Path, source: str, held
         assert splits["validation"].labels.bincount().tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("source", ["imagefolder", "webdataset"])
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_training_folder_without_a_validation_folder_is_an_error(
-    tmp_path: Path, source: str, split: Split
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", ["train", "Training"])
+def test_of_a_training_folder_alone_a_part_is_held_out(
+    tmp_path: Path, source: str, name: str
 ) -> None:
-    """Else images of the training folder would be validated on, or the root split anew."""
-    write_source(source, tmp_path / "train")
-    with pytest.raises(ValueError, match="but not the other"):
-        open_images(source, split, split_seed=0, size=SIZE, path=str(tmp_path))
+    write_source(source, tmp_path / "one" / name)
+    write_source(source, tmp_path / "two")
+    for split, images in open_both(source, tmp_path / "one").items():
+        plain = open_both(source, tmp_path / "two")[split]
+        assert values(images) == values(plain)
+        assert images.class_names == plain.class_names
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_held_out_folder_alone_is_an_error(tmp_path: Path, source: str) -> None:
+    """Else it would be trained on, or a class."""
+    write_source(source, tmp_path / "val")
+    for split in SPLITS:
+        with pytest.raises(ValueError, match="has the folder val and none for training"):
+            open_images(source, split, split_seed=0, size=SIZE, path=str(tmp_path))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test", "Val", "TEST"])
+def test_splits_are_called_in_many_ways(tmp_path: Path, source: str, held_out: str) -> None:
+    write_source(source, tmp_path / "Train")
+    write_source(source, tmp_path / held_out, per_class=2, first=100)
+    splits = open_both(source, tmp_path)
+    assert sorted(values(splits["train"])) == list(range(30))
+    assert sorted(values(splits["validation"])) == list(range(100, 106))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_of_two_held_out_folders_the_validation_set_is_taken(tmp_path: Path, source: str) -> None:
+    for first, name in enumerate(("train", "test", "val")):
+        write_source(source, tmp_path / name, per_class=2, first=20 * first)
+    assert sorted(values(open_both(source, tmp_path)["validation"])) == list(range(40, 46))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_digest_follows_names_classes_and_content(tmp_path: Path, source: str) -> None:
+    """And not the place: a copy elsewhere has the same one. Also for another image of the same size."""
+
+    def digests(root: Path) -> list[str]:
+        return [one.digest for one in open_both(source, root).values()]
+
+    noise = np.random.default_rng(0).integers(0, 256, (3, 40, 48, 48, 3), dtype=np.uint8)
+
+    def write(root: Path, change: str = "") -> Path:
+        root.mkdir(parents=True)
+        for label in range(2):
+            for i in range(10):
+                place = (label, i) if change != "swapped" or i > 1 else (label, 1 - i)
+                content = bmp(noise[place])
+                name = f"{label}/{i}" if change != "relabelled" or i or label else "1/10"
+                if source == "imagefolder":
+                    (root / name).parent.mkdir(exist_ok=True)
+                    (root / f"{name}.bmp").write_bytes(content)
+                else:
+                    kind, _, key = name.partition("/")
+                    members = {f"{label}-{key}.bmp": content, f"{label}-{key}.cls": kind.encode()}
+                    with tarfile.open(root / "0.tar", "a") as tar:
+                        for member, data in members.items():
+                            info = tarfile.TarInfo(member)
+                            info.size = len(data)
+                            tar.addfile(info, io.BytesIO(data))
+        return root
+
+    plain = digests(write(tmp_path / "plain"))
+    assert digests(write(tmp_path / "elsewhere" / "copy")) == plain
+    assert digests(write(tmp_path / "swapped", "swapped")) != plain
+    assert digests(write(tmp_path / "relabelled", "relabelled")) != plain
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -90,7 +156,7 @@ def test_a_path_is_needed_and_must_be_a_directory(tmp_path: Path, source: str) -
     """Both messages name the parameter."""
     with pytest.raises(ValueError, match=f"images.source '{source}' needs images.path"):
         open_images(source, "train", split_seed=0, size=SIZE)
-    for path in (tmp_path / "absent", Path(__file__)):
+    for path in (tmp_path / "absent", Path(__file__)):  # and no pattern
         with pytest.raises(ValueError, match=r"images\.path .* is not a directory"):
             open_images(source, "train", split_seed=0, size=SIZE, path=str(path))
 
@@ -104,7 +170,7 @@ PLUGIN = """
 import torch
 from flowprior.images.sets import split_rows
 
-class Stripes:
+class Stripes:  # without class_names and channels
     num_classes = 2
     corrupt = {}
 
@@ -143,6 +209,7 @@ def test_a_source_of_ones_own_is_opened_by_its_name_with_its_options(plugin: str
     }
     assert found == set(range(50))
     assert train.images([0, 1]).shape == (2, 3, 4, 4)
+    assert (train.channels, train.class_names) == (3, ("0", "1"))
 
 
 def test_options_that_a_source_of_ones_own_does_not_take_are_an_error(plugin: str) -> None:

@@ -1,6 +1,7 @@
 """Webdataset shards of images, sound and not."""
 
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -12,11 +13,12 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowprior.images.decoding import MAX_IMAGE_BYTES
-from flowprior.images.shards import WebShards
+from flowprior.images.listing import MAX_IMAGE_BYTES
+from flowprior.images.opening import open_images
+from flowprior.images.shards import WebShards, expand
 
 from ..strangers import CHANGES, FUZZ, changed, frugal, mended, outcome, picture
-from .sources import SIZE, grey, png, write_tar
+from .sources import SIZE, grey, open_both, png, values, write_tar
 
 pytestmark = pytest.mark.usefixtures("never_unpickled")
 
@@ -27,13 +29,11 @@ def test_a_folder_without_shards_is_an_error(tmp_path: Path) -> None:
         WebShards(tmp_path, "train", 0, SIZE)
 
 
-@pytest.mark.parametrize("text", [b"cat", b"", b"-1", b"1.0", b"1 2", b"9999999999", b"\xff"])
-def test_a_class_that_is_no_number_is_an_error(tmp_path: Path, text: bytes) -> None:
+@pytest.mark.parametrize("text", [b"", b"a\0b", b"x" * 201, b"two\nlines"])
+def test_a_class_that_is_no_name_is_an_error(tmp_path: Path, text: bytes) -> None:
     """The message names shard, sample and what was found."""
     write_tar(tmp_path, {"a.png": png(grey(0)), "a.cls": text})
-    with pytest.raises(
-        ValueError, match=r"0000\.tar: sample 'a' has the class \".*\", not a number"
-    ):
+    with pytest.raises(ValueError, match=r"0000\.tar: sample 'a' has the class \".*\", no name"):
         WebShards(tmp_path, "train", 0, SIZE)
 
 
@@ -42,18 +42,157 @@ def test_a_class_may_have_space_around_it(tmp_path: Path, text: bytes) -> None:
     """As text editors leave it."""
     write_tar(tmp_path, {"a.png": png(grey(0)), "a.cls": text})
     images = WebShards(tmp_path, "train", 0, SIZE)
-    assert images.labels.tolist() == [3]
-    assert images.num_classes == 4
+    assert images.labels.tolist() == [0]
+    assert images.class_names == ("3",)
 
 
-@pytest.mark.parametrize("extension", ["png", "cls"])
-def test_a_sample_without_image_or_class_is_an_error(tmp_path: Path, extension: str) -> None:
-    """The message names shard and sample."""
-    members = {"a.png": png(grey(0)), "a.cls": b"1", "b.json": b"{}"}
-    members[f"b.{extension}"] = members[f"a.{extension}"]
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["1", "2", "10"], ("1", "2", "10")),  # from 1, with holes, in the order of numbers
+        (["151", "9", "151"], ("9", "151")),
+        (["dog", "ant", "Ankle boot"], ("Ankle boot", "ant", "dog")),
+        (["2", "b", "10"], ("10", "2", "b")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_classes_are_those_that_have_images(
+    tmp_path: Path, classes: list[str], names: tuple[str, ...], kind: str
+) -> None:
+    members = {}
+    for number, label in enumerate(classes):
+        members[f"{number}.png"] = png(grey(number))
+        told = label if kind == "cls" else json.dumps({"label": label, "caption": "a thing"})
+        members[f"{number}.{kind}"] = told.encode()
+    images = WebShards(write_tar(tmp_path, members), "train", 0, SIZE)
+    assert images.class_names == names
+    assert images.num_classes == len(names)
+    assert [names[label] for label in images.labels] == classes
+
+
+def test_a_file_may_name_the_classes_in_their_order(tmp_path: Path) -> None:
+    """Those without an image are left out; a number without a name is an error."""
+    members = {}
+    for number, label in enumerate((3, 0, 3)):
+        members |= {f"{number}.png": png(grey(number)), f"{number}.cls": str(label).encode()}
     write_tar(tmp_path, members)
-    with pytest.raises(ValueError, match=r"0000\.tar: sample 'b' lacks an image or a \.cls member"):
+    names = tmp_path / "classes.json"
+    names.write_text('["zebra", "yak", "wolf", "ant"]', encoding="utf-8")
+    images = WebShards(tmp_path, "train", 0, SIZE)
+    assert images.class_names == ("zebra", "ant")
+    assert images.labels.tolist() == [1, 0, 1]
+    names.write_text('["zebra", "yak"]', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"classes\.json has 2 names, none for the class '3'"):
         WebShards(tmp_path, "train", 0, SIZE)
+    for wrong in ('["a", "a"]', '{"a": 1}', "[1, 2]", '["a", ""]'):
+        names.write_text(wrong, encoding="utf-8")
+        with pytest.raises(ValueError, match="must list the classes' names, each once"):
+            WebShards(tmp_path, "train", 0, SIZE)
+
+
+def test_samples_without_a_class_are_of_one(tmp_path: Path) -> None:
+    """All of them; some is an error that names the first."""
+    members = {f"{i}.png": png(grey(i)) for i in range(5)}
+    write_tar(tmp_path, {**members, "0.json": b"{}", "1.json": b"[]", "2.txt": b"a cat"})
+    images = WebShards(tmp_path, "train", 0, SIZE)
+    assert (images.class_names, len(images)) == (("all",), 4)
+    write_tar(tmp_path, {**members, "3.cls": b"1"})
+    with pytest.raises(ValueError, match=r"4 of 5 samples have no class, among them 0000\.tar/0"):
+        WebShards(tmp_path, "train", 0, SIZE)
+    write_tar(tmp_path, {**members, "3.json": b"{"})
+    with pytest.raises(ValueError, match=r"the \.json of sample '3' is not JSON"):
+        WebShards(tmp_path, "train", 0, SIZE)
+
+
+def test_samples_without_an_image_are_passed_over_with_a_word(tmp_path: Path) -> None:
+    members = {"a.png": png(grey(0)), "a.cls": b"1", "b.cls": b"1", "c.mp4": b"", "c.cls": b"2"}
+    write_tar(tmp_path, members)
+    with pytest.warns(UserWarning, match=r"passed over 1 samples without an image \(\.cls \.mp4\)"):
+        images = WebShards(tmp_path, "train", 0, SIZE)
+    assert len(images) == 1
+    assert sum(images.passed_over.values()) == 2
+
+
+def named(root: Path, *names: str) -> Path:
+    """Shards of five images each, by their names; grey values go on from one to the next."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        members = {}
+        for i in range(5):
+            value = 10 * number + i
+            members |= {f"{value:03d}.png": png(grey(value)), f"{value:03d}.cls": b"0"}
+        write_tar(root, members)
+        (root / "0000.tar").rename(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"),
+        ("train_00.tar", "val_00.tar"),
+        ("Training-0.tar", "TEST-0.tar"),
+    ],
+)
+def test_shards_that_name_their_split_are_split(tmp_path: Path, names: tuple[str, str]) -> None:
+    both = open_both("webdataset", named(tmp_path, *names))
+    assert values(both["train"]) == [0, 1, 2, 3, 4]
+    assert values(both["validation"]) == [10, 11, 12, 13, 14]
+
+
+def test_a_test_set_beside_a_validation_set_is_passed_over(tmp_path: Path) -> None:
+    named(tmp_path, "train-0.tar", "test-0.tar", "val-0.tar")
+    with pytest.warns(UserWarning, match="passed over 1 shards of test"):
+        both = open_both("webdataset", tmp_path)
+    assert values(both["validation"]) == [20, 21, 22, 23, 24]
+
+
+def test_held_out_shards_beside_others_are_not_mixed_with_them(tmp_path: Path) -> None:
+    named(tmp_path, "0000.tar", "validation-0.tar")
+    with pytest.raises(
+        ValueError, match=r"validation-0\.tar, which is held out by its name, beside"
+    ):
+        WebShards(tmp_path, "train", 0, SIZE)
+
+
+def test_a_word_within_a_word_is_no_split(tmp_path: Path) -> None:
+    """`trainstation`, `interval`: all are shards of one set."""
+    assert (
+        len(WebShards(named(tmp_path, "trainstations-0.tar", "interval-1.tar"), "train", 0, 8)) == 8
+    )
+
+
+def test_patterns(tmp_path: Path) -> None:
+    named(tmp_path, "a-0008.tar", "a-0009.tar", "a-0010.tar", "b-1.tar")
+    both = open_both("webdataset", tmp_path / "a-{0009..0010}.tar")
+    assert sorted(values(both["train"]) + values(both["validation"])) == [
+        10,
+        11,
+        12,
+        13,
+        14,
+        20,
+        21,
+        22,
+        23,
+        24,
+    ]
+    (one,) = [
+        open_images(
+            "webdataset",
+            "validation",
+            split_seed=0,
+            size=SIZE,
+            path=str(tmp_path / "a-*.tar"),
+            held_out=str(tmp_path / "{b}-1.tar"),
+        )
+    ]
+    assert set(values(one)) == {30, 31, 32, 33, 34}
+    with pytest.raises(ValueError, match=r"1 of 4 shards are absent, among them .*a-0011\.tar"):
+        open_both("webdataset", tmp_path / "a-{0008..0011}.tar")
+    with pytest.raises(ValueError, match="runs backwards"):
+        expand("a-{5..2}.tar")
+    assert expand("{a,b}-{08..10}.tar")[:4] == ["a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar"]
 
 
 @pytest.mark.parametrize("keep", [0, 100, 600, 1400])
@@ -117,10 +256,10 @@ def shard(root: Path, **members: bytes) -> Path:
     return root
 
 
-def test_a_class_of_a_billion_is_refused(tmp_path: Path) -> None:
-    """MAR has a row of its table for each class up to the largest."""
-    with pytest.raises(ValueError, match='class "999999999", not a number below 1 000 000'):
-        WebShards(shard(tmp_path, a__png=b"", a__cls=b"999999999"), "train", 0, 8)
+def test_a_class_of_a_billion_is_a_name(tmp_path: Path) -> None:
+    """MAR has a row of its table for each class that there is."""
+    images = WebShards(shard(tmp_path, a__png=b"", a__cls=b"999999999"), "train", 0, 8)
+    assert images.num_classes == 1
 
 
 def test_a_class_of_gigabytes_is_not_read(tmp_path: Path) -> None:

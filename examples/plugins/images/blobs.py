@@ -15,6 +15,8 @@ class Blobs:
     """See `flowprior.images.sets.ImageSet`."""
 
     num_classes = 4
+    class_names = ("upper left", "upper right", "lower left", "lower right")
+    channels = 1
 
     def __init__(self, split: Split, split_seed: int, size: int, count: int) -> None:
         labels = torch.arange(count) % self.num_classes

@@ -161,14 +161,17 @@ class Params(Section):
     def image_source(self) -> dict[str, Any]:
         """The arguments of `flowprior.images.opening.open_images`, but for the split."""
         images = self.images
-        path = None
-        if not self.on_digits:
-            path = str(state_root(find_root()) / (images.path or "data/images"))
+        path, held_out = (
+            None if place is None or self.on_digits else str(state_root(find_root()) / place)
+            for place in (images.path, images.held_out)
+        )
         return {
             "source": images.source,
             "split_seed": images.split_seed,
             "size": images.size,
             "path": path,
+            "held_out": held_out,
+            "channels": images.channels,
             "max_corrupt": images.max_corrupt,
             "options": images.options,
         }

@@ -20,6 +20,7 @@ VERSIONS: dict[str, int] = {
 
 NEUTRAL: dict[str, Any] = {
     "images.options": {},
+    "images.channels": None,
     "prior.options": {},
     "autoencoder.model": "vit",
     "autoencoder.options": {},
@@ -33,8 +34,12 @@ Lines are only ever added. A result or checkpoint that lacks a parameter counts 
 """
 
 
+PLACES = ("images.path", "images.held_out")
+"""Parameters that say where something lies: what lies there decides, by its digest."""
+
+
 def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by section, without those at their neutral value; equal for equal behaviour, old or new.
+    """Parameters by section, without places and those at their neutral value; equal for equal behaviour, old or new.
 
     Args:
         config: As `Params.tracked` gives it.
@@ -47,7 +52,8 @@ def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
         rest = {
             name: value
             for name, value in values.items()
-            if NEUTRAL.get(f"{section}.{name}", _ABSENT) != value
+            if f"{section}.{name}" not in PLACES
+            and NEUTRAL.get(f"{section}.{name}", _ABSENT) != value
         }
         if rest:
             kept[section] = rest

@@ -13,6 +13,10 @@ from flowprior.core.artifacts import write_manifest
 from flowprior.core.shard_format import Array
 
 FLOAT16_MAX = 65504.0
+ROUNDED_OFF = 0.05
+"""Share of a channel's spread that rounding may be: its variance is then right to a quarter of a percent."""
+SPREAD_ROWS = 32
+"""Rows below which a spread says nothing."""
 
 
 class ShardWriter:
@@ -147,10 +151,13 @@ class ShardWriter:
 
 
 def to_float16(vectors: torch.Tensor) -> Array:
-    """Float16, or an error where that would lose the number.
+    """Float16, or an error where that would lose what the numbers tell apart.
+
+    Args:
+        vectors: [..., d]; rounding is measured against the spread of each channel.
 
     Raises:
-        ValueError: A value is not finite, or too large.
+        ValueError: A value is not finite or too large, or rounding is more than `ROUNDED_OFF` of a channel's spread.
     """
     if not vectors.isfinite().all():
         raise ValueError("there are NaN or infinite values; nothing was written")
@@ -158,4 +165,16 @@ def to_float16(vectors: torch.Tensor) -> Array:
         raise ValueError(
             f"the values reach {vectors.abs().max():.3g}, which float16 cannot hold; scale them down"
         )
-    return vectors.to(torch.float16).cpu().numpy()
+    rounded = vectors.to(torch.float16)
+    exact = vectors.detach().float().flatten(0, -2)
+    if len(exact) >= SPREAD_ROWS:
+        spread = (exact - exact.mean(0)).std(0)
+        lost = (rounded.float().flatten(0, -2) - exact).std(0) / spread.clamp(min=1e-30)
+        channel = int(lost.masked_fill(spread == 0, 0).argmax())
+        if spread[channel] > 0 and lost[channel] > ROUNDED_OFF:
+            raise ValueError(
+                f"in float16, rounding would be {float(lost[channel]):.0%} of the spread of channel {channel} (mean "
+                f"{float(exact[:, channel].mean()):.3g}, standard deviation {float(spread[channel]):.3g}); subtract "
+                "the mean, or scale the values to a standard deviation near 1"
+            )
+    return rounded.cpu().numpy()

@@ -22,6 +22,8 @@ AMBIGUOUS = ("precision", "recall", "recall_control", "density")
 """Of latents against targets; sample_eval has keys of these names, of samples against images."""
 MATCH_VECTORS = 5000
 NLL_VECTORS = 1000
+PROBE_IMAGES = 20_000
+"""Of each split; all of ImageNet's latents would take gigabytes."""
 TAG = "encode_latents"
 """Of the random draws, which come from (seed, tag, purpose)."""
 
@@ -71,12 +73,15 @@ def match_metrics(
     }
 
 
-def probe_accuracy(latents: ShardReader) -> float:
-    """Linear probe on the latents of the unflipped images."""
+def probe_accuracy(latents: ShardReader) -> float | None:
+    """Linear probe on the latents of unflipped images, at most `PROBE_IMAGES`; None where there is one class."""
     data = []
     for split in SPLITS:
-        vectors = latents.column(split, "latents").read()[:, 0]
-        data += [vectors.reshape(len(vectors), -1), latents.column(split, "labels").read()]
+        column = latents.column(split, "latents")
+        few = len(column) <= PROBE_IMAGES
+        rows = np.arange(len(column)) if few else _rows(column, PROBE_IMAGES, 0)
+        vectors = column.gather(rows)[:, 0]
+        data += [vectors.reshape(len(vectors), -1), latents.column(split, "labels").gather(rows)]
     return linear_probe_accuracy(*data)
 
 
@@ -91,5 +96,9 @@ def _verdict(prior: FlowPrior, latents: NDArray[np.float32], seed: int) -> str |
 
 def _some(column: Column, count: int, seed: int) -> NDArray[Any]:
     """At most so many rows, at random and in random order."""
+    return column.gather(_rows(column, count, seed))
+
+
+def _rows(column: Column, count: int, seed: int) -> NDArray[Any]:
     order = torch.randperm(len(column), generator=rng.generator(seed, TAG, "some"))
-    return column.gather(order[:count].numpy())
+    return order[:count].numpy()

@@ -10,8 +10,10 @@ def linear_probe_accuracy(
     train_labels: Int[ndarray, " n"],
     held_out: Float[ndarray, "m f"],
     held_out_labels: Int[ndarray, " m"],
-) -> float:
-    """Held-out accuracy of multinomial logistic regression on standardised features."""
+) -> float | None:
+    """Held-out accuracy of multinomial logistic regression on standardised features; None where there is one class."""
+    if len(np.unique(train_labels)) < 2:
+        return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -20,9 +20,15 @@ GREY = 160
 
 
 def first_of_each(labels: Tensor, columns: int) -> Tensor:
-    """Indices of the first few images of each of the first `MAX_CLASSES` classes, ascending."""
-    rows = [(labels == label).nonzero()[:columns, 0] for label in range(MAX_CLASSES)]
+    """Indices of the first few images of each of the first `MAX_CLASSES` classes that there are, ascending."""
+    rows = [(labels == label).nonzero()[:columns, 0] for label in shown_classes(labels)]
     return torch.cat(rows).sort().values
+
+
+def shown_classes(labels: Tensor) -> list[int]:
+    """The first `MAX_CLASSES` classes that there are, ascending."""
+    found: list[int] = labels.unique()[:MAX_CLASSES].tolist()
+    return found
 
 
 def pick(pieces: Iterable[Tensor], rows: Tensor) -> Tensor:
@@ -49,10 +55,10 @@ def by_row(images: Tensor, columns: int) -> NDArray[np.uint8]:
 def by_class(images: Tensor, labels: Tensor, columns: int) -> NDArray[np.uint8]:
     """Images [n, c, h, w] in bytes as [classes, columns, h, w, c]: a row for a class, grey where it has too few.
 
-    Classes from `MAX_CLASSES` on are left out.
+    They are the first `MAX_CLASSES` that there are.
     """
-    classes = range(min(MAX_CLASSES, int(labels.max()) + 1))
-    return np.concatenate([by_row(images[labels == one][:columns], columns) for one in classes])
+    rows = [images[labels == one][:columns] for one in shown_classes(labels)]
+    return np.concatenate([by_row(row, columns) for row in rows])
 
 
 def tile(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:

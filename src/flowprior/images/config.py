@@ -1,6 +1,6 @@
 """The section `images`: which images, and how large."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -9,14 +9,20 @@ from flowprior.images.names import SOURCES
 
 DIGITS_SIZE = 8
 """Pixels along a side of the digits."""
+DIGITS_PATH = "data/images/digits"
+"""What DVC looks at in the place of a folder of images: a folder that never changes."""
 
 
 class Images(Section):
     """Which images. Evaluation never touches those of the training split."""
 
     source: Annotated[str, AfterValidator(SOURCES.check)]
-    path: str | None
-    """Folder of the tree or of the shards, a relative one from the repository's root; null: data/images."""
+    path: str
+    """Folder of the tree, or folder or pattern of the shards; a relative one from the repository's root."""
+    held_out: str | None
+    """webdataset: folder or pattern of held-out shards, where they lie elsewhere."""
+    channels: Literal[1, 3] | None
+    """Of an image; null: 1 where all are grey, else 3."""
     split_seed: int = Field(ge=0)
     """Decides which images are held out; the seed of a run does not."""
     max_corrupt: float = Field(ge=0, lt=1)
@@ -29,9 +35,14 @@ class Images(Section):
 
     @model_validator(mode="after")
     def _path_goes_with_source(self) -> "Images":
-        if self.source == "digits" and self.path is not None:
+        if self.source == "digits" and self.path != DIGITS_PATH:
             raise ValueError(
-                f"images.path must be null with images.source digits, found {self.path!r}"
+                f"images.path {self.path!r} is not read with images.source digits; name images.source, imagefolder or "
+                f"webdataset, too (a preset may do that), or leave the path at {DIGITS_PATH}"
+            )
+        if self.source in ("imagefolder", "webdataset") and self.path == DIGITS_PATH:
+            raise ValueError(
+                f"images.source {self.source} needs images.path, the place of your images; {DIGITS_PATH} holds none"
             )
         if self.source == "digits" and self.size != DIGITS_SIZE:
             raise ValueError(

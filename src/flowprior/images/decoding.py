@@ -3,41 +3,64 @@
 import io
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm")
+from flowprior.images.listing import Cut, Place
+
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"
+)  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 """What PIL may take a file for: for EPS it would start Ghostscript, whatever the file is called."""
 MAX_PIXELS = 2**27
 """Of an image, also on the way to its size: a few bytes can promise any number."""
-MAX_IMAGE_BYTES = 2**28
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+"""Modes of PIL."""
+LOOKED_AT = 64
+"""Images whose mode decides whether all are taken for grey."""
+DEEP = 2**16 - 1
+"""White of 16 bits."""
 SMALLEST_CROP = 0.8
 """Of a random crop: share of the image's short side."""
 
 
-class EncodedImages(ABC):
-    """What trees and shards share: files by row, decoded in threads; see `open_images` for damaged ones.
+class EncodedImages:
+    """What trees and shards share: one split, decoded in threads; see `open_images` for damaged ones.
 
     Attributes:
         labels: Class of every image, int64 [n].
         num_classes: Number of classes.
+        class_names: What they are called.
+        channels: 1 or 3.
         digest: Fixes which images these are.
         corrupt: Name of each image that could not be decoded so far, and why.
+        passed_over: What lies there and was not taken: how many by what they are.
+
+    Args:
+        chosen: The split.
+        size: Height and width to deliver.
+        channels: 1 or 3.
+        max_corrupt: Share that may turn out not to be decodable.
     """
 
-    labels: Tensor
-    num_classes: int
-    digest: str
-
-    def __init__(self, size: int, max_corrupt: float) -> None:
+    def __init__(self, chosen: Cut, size: int, channels: int, max_corrupt: float) -> None:
+        self._places = chosen.places
+        self.labels = chosen.labels
+        self.class_names = chosen.class_names
+        self.num_classes = len(chosen.class_names)
+        self.channels = channels
+        self.digest = chosen.digest
+        self.passed_over = chosen.passed_over
         self._size = size
         self._max_corrupt = max_corrupt
         self.corrupt: dict[str, str] = {}
@@ -47,7 +70,7 @@ class EncodedImages(ABC):
 
     def images(
         self, rows: Sequence[int] | Tensor, crops: Float[Tensor, "b 4"] | None = None
-    ) -> Float[Tensor, "b 3 h w"]:
+    ) -> Float[Tensor, "b c h w"]:
         """See `ImageSet.images`.
 
         Raises:
@@ -56,10 +79,6 @@ class EncodedImages(ABC):
         numbers = [int(row) for row in rows]
         parts = [None] * len(numbers) if crops is None else list(crops)
         return torch.stack(list(_threads().map(self._image, numbers, parts)))
-
-    @abstractmethod
-    def _content(self, row: int) -> tuple[bytes, str]:
-        """Bytes of an image, and what to call it."""
 
     def _image(self, row: int, crop: Tensor | None) -> Tensor:
         found = self._decoded(row, crop)
@@ -75,10 +94,9 @@ class EncodedImages(ABC):
         raise ValueError(f"no image of class {int(self.labels[row])} can be decoded")
 
     def _decoded(self, row: int, crop: Tensor | None) -> Tensor | None:
-        name = str(row)
+        name = str(self._places[row])
         try:
-            content, name = self._content(row)
-            return decode(content, self._size, name, crop)
+            return decode(self._places[row].read(), self._size, name, crop, self.channels)
         except (ValueError, OSError) as error:
             known = name in self.corrupt
             self.corrupt[name] = str(error)
@@ -99,10 +117,35 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // ranks), "images")
 
 
+def channels_of(places: Sequence[Place]) -> int:
+    """1 if some images, spread evenly over all, are grey, each of them; else 3."""
+    step = max(1, len(places) // LOOKED_AT)
+    found = [mode for mode in _threads().map(_mode, places[::step]) if mode is not None]
+    return 1 if found and all(mode in GREY for mode in found) else 3
+
+
+def _mode(place: Place) -> str | None:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(place.read()), formats=FORMATS) as opened:
+            return str(opened.mode)
+    except (
+        Exception
+    ):  # PIL raises whatever the damaged bytes provoke; it is counted when it is needed
+        return None
+
+
 def decode(
-    content: bytes, size: int, name: str, crop: Float[Tensor, "4"] | None = None
-) -> Float[Tensor, "3 h w"]:
-    """Decode an image, scale its short side to `size` and crop the centre; float32 RGB in [-1, 1].
+    content: bytes,
+    size: int,
+    name: str,
+    crop: Float[Tensor, "4"] | None = None,
+    channels: int = 3,
+) -> Float[Tensor, "c h w"]:
+    """Decode an image, scale its short side to `size` and crop the centre; float32 in [-1, 1].
+
+    It is turned as its EXIF data say; what is transparent lies over white; 16 bits a channel become 8.
 
     Args:
         content: The file.
@@ -110,6 +153,7 @@ def decode(
         name: For messages.
         crop: Four draws from U(0, 1): for a square of `SMALLEST_CROP` or more of the short side, its
             place down and right, and whether it is mirrored (above 1/2). None for the centre.
+        channels: 1 for grey, 3 for RGB.
 
     Raises:
         ValueError: The bytes are not an image that can be read.
@@ -123,7 +167,7 @@ def decode(
             width, height = opened.size
             if max(width * height, side * side * max(opened.size) // min(opened.size)) > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
-            image = opened.convert("RGB")
+            image = _plain(opened, channels)
     except Exception as error:  # PIL raises whatever the damaged bytes provoke
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
     # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
@@ -140,6 +184,29 @@ def decode(
         left = int(right * (image.width - size + 1))
         top = int(down * (image.height - size + 1))
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    pixels = pixels.reshape(size, size, channels)
     pixels = pixels[:, ::-1] if mirrored > 0.5 else pixels
     # In numpy as far as it goes: decoding threads whose tensors had threads of their own would wait for them.
     return torch.from_numpy(np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1)))
+
+
+def _plain(opened: Any, channels: int) -> Any:
+    """An image of bytes, grey or RGB, upright, without transparency."""
+    from PIL import Image, ImageOps
+
+    with suppress(Exception):  # of damaged EXIF data, in an image that is whole
+        opened = ImageOps.exif_transpose(opened)
+    if opened.mode.startswith("I"):
+        levels = np.asarray(opened)
+        if levels.min() < 0 or levels.max() > DEEP:
+            raise ValueError(
+                f"its values reach from {levels.min()} to {levels.max()}, not 0 to {DEEP}"
+            )
+        opened = Image.fromarray((levels.astype(np.uint32) * 255 // DEEP).astype(np.uint8))
+    if opened.mode == "F":
+        raise ValueError("its pixels are fractions of no stated range; images are integers")
+    if opened.mode in TRANSPARENT or "transparency" in opened.info:
+        opened = opened.convert("RGBA")
+        white = Image.new("RGBA", opened.size, (255, 255, 255, 255))
+        opened = Image.alpha_composite(white, opened)
+    return opened.convert("L" if channels == 1 else "RGB")

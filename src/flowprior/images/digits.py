@@ -39,6 +39,8 @@ class Digits:
     """
 
     num_classes = 10
+    class_names = tuple("0123456789")
+    channels = 1
 
     def __init__(self, split: Split, split_seed: int) -> None:
         pixels, labels = read_digits()

@@ -14,6 +14,8 @@ def open_images(
     split_seed: int,
     size: int,
     path: str | None = None,
+    held_out: str | None = None,
+    channels: int | None = None,
     max_corrupt: float = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> ImageSet:
@@ -25,26 +27,35 @@ def open_images(
         split: `train` or `validation`.
         split_seed: Decides which images are held out; not the seed of a run.
         size: Height and width to deliver.
-        path: The tree or the folder of shards; unused for digits. A tree or a folder with
-            subfolders `train` and `val` (or `validation`) is taken as already split.
+        path: The tree, or the folder or pattern of shards; unused for digits. With folders for the splits it is taken
+            as already split.
+        held_out: Folder or pattern of held-out shards, where they lie elsewhere.
+        channels: 1 or 3; None takes 1 where all images are grey.
         max_corrupt: Share of a split that may turn out not to be decodable. The place of such an
             image is taken by the next one of its class; it is warned of and kept in `corrupt`.
         options: Of a source of one's own.
 
     Raises:
-        ValueError: The source is unknown or empty, the path is missing, the size is not what digits
-            have.
+        ValueError: The source is unknown or empty, the path is missing or none, or the size is not what digits have.
     """
     opener = SOURCES.load(source)
-    images: ImageSet = opener(
+    asked = {"held_out": held_out, "channels": channels}
+    images: Any = opener(
         split,
         path=path,
         split_seed=split_seed,
         size=size,
         max_corrupt=max_corrupt,
+        **{name: value for name, value in asked.items() if value is not None},
         **(options or {}),
     )
-    return images
+    # One's own source may leave these out.
+    if not hasattr(images, "class_names"):
+        images.class_names = tuple(map(str, range(images.num_classes)))
+    if not hasattr(images, "channels"):
+        images.channels = int(images.images([0]).shape[1])
+    found: ImageSet = images
+    return found
 
 
 def open_both_splits(arguments: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:

@@ -25,12 +25,16 @@ class ImageSet(Protocol):
     Attributes:
         labels: Class of every image, int64 [n].
         num_classes: Number of classes.
+        class_names: What they are called, in the order of their numbers.
+        channels: 1 or 3.
         digest: Fixes which images these are.
         corrupt: Name of each image that could not be decoded so far, and why; see `open_images`.
     """
 
     labels: Tensor
     num_classes: int
+    class_names: tuple[str, ...]
+    channels: int
     digest: str
     corrupt: dict[str, str]
 
@@ -83,30 +87,19 @@ def split_rows(labels: Int[Tensor, " n"], split: Split, split_seed: int) -> Int[
     return (held_out if split == "validation" else ~held_out).nonzero().squeeze(-1)
 
 
-def presplit_folder(root: Path, split: Split) -> Path | None:
-    """The folder of a split in a source that is split already; None where it is not.
-
-    Raises:
-        ValueError: It has the folder of one split and not that of the other.
-    """
-    names = {"train": ("train",), "validation": ("val", "validation")}
-    folders = {
-        key: next((root / name for name in names[key] if (root / name).is_dir()), None)
-        for key in SPLITS
-    }
-    if any(folders.values()) and not all(folders.values()):
-        raise ValueError(f"{root} has one of the folders train and val, but not the other")
-    return folders[split]
-
-
-def existing_folder(path: str | None, source: str) -> Path:
+def existing_folder(path: str | None, source: str, patterns: bool = False) -> Path:
     """The folder that a source reads.
+
+    Args:
+        path: As it was named.
+        source: Name of the source.
+        patterns: Whether a pattern with braces or stars will do, too.
 
     Raises:
         ValueError: None is named, or there is no such folder.
     """
     if path is None:
         raise ValueError(f"images.source {source!r} needs images.path")
-    if not Path(path).is_dir():
+    if not Path(path).is_dir() and not (patterns and set(path) & set("*?[{")):
         raise ValueError(f"images.path {path!r} is not a directory")
     return Path(path)
