@@ -30,7 +30,7 @@ from flowprior.evaluation.latents import check_held_out, match_metrics, probe_ac
 from flowprior.evaluation.reconstruction import reconstruction_metrics
 from flowprior.figures.grid import save_sheet
 from flowprior.figures.sheets import reconstruction_sheet
-from flowprior.images.opening import open_both_splits
+from flowprior.images.opening import images_digest, open_both_splits
 from flowprior.images.sets import SPLITS, check_images
 from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker
@@ -118,6 +118,7 @@ def main(cfg: Params, root: Path) -> None:
         **{f"latent_{name}": value for name, value in moments_metrics(moments).items()},
         "num_train_latents": moments.count,
         "num_images": len(held_out),
+        "images_digest": images_digest(train, held_out),
         "num_corrupt_images": num_damaged,
         **judge.facts,
         "seed": cfg.seed,

@@ -21,7 +21,9 @@ BAD: list[tuple[str, Any, list[str]]] = [
     ("seed", True, ["seed", "True"]),
     ("images.source", "digit", ["images.source", "'digit'", "'digits'"]),
     ("images.source", None, ["images.source", "None"]),
-    ("images.path", "somewhere", ["images.path", "null", "digits", "'somewhere'"]),
+    ("images.path", "somewhere", ["images.path", "digits", "images.source", "'somewhere'"]),
+    ("images.path", None, ["images.path", "None"]),
+    ("images.channels", 2, ["images.channels", "2"]),
     ("images.split_sed", 0, ["images.split_sed", "'split_seed'"]),
     ("images.max_corrupt", 1.0, ["images.max_corrupt", "1.0"]),
     ("images.max_corrupt", -0.1, ["images.max_corrupt", "-0.1"]),
@@ -140,13 +142,13 @@ def test_every_preset_can_be_chosen(root: Path, preset: str) -> None:
     assert params(root, preset).preset == preset
 
 
-def test_the_imagenet_preset_alone_is_an_experiment(root: Path) -> None:
-    """`-S preset=imagenet` and nothing else: images from data/images, features of DINOv2."""
-    cfg = params(root, "imagenet")
+def test_the_imagenet_preset_needs_a_place_of_images_and_nothing_else(root: Path) -> None:
+    """`-S preset=imagenet -S images.path=data/images/imagenet`: features of DINOv2."""
+    cfg = params(root, "imagenet", images__path="data/images/imagenet")
     assert cfg.train_mar.width == 768
     assert not cfg.on_digits
     assert cfg.image_source["source"] == "imagefolder"
-    assert cfg.image_source["path"] == str(root / "data/images")
+    assert cfg.image_source["path"] == str(root / "data/images/imagenet")
     assert cfg.image_source["size"] == 256
 
 
@@ -155,7 +157,9 @@ def test_a_path_of_images_is_the_repositorys_also_in_a_temporary_copy(
     root: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "/repository")
-    assert params(root, "imagenet").image_source["path"] == "/repository/data/images"
+    inside = params(root, "imagenet", images__path="data/mine", images__held_out="data/{0..3}")
+    assert inside.image_source["path"] == "/repository/data/mine"
+    assert inside.image_source["held_out"] == "/repository/data/{0..3}"
     elsewhere = params(root, "imagenet", images__path="/elsewhere")
     assert elsewhere.image_source["path"] == "/elsewhere"
 

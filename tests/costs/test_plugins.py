@@ -258,6 +258,6 @@ def test_one_missing_thing_does_not_hide_the_others(root: Path) -> None:
     plugin, no_images, no_prior = islice(preflight(cfg), 3)
     assert plugin.is_there
     assert not no_images.is_there
-    assert "data/images" in no_images.says
+    assert "images.path" in no_images.says
     assert not no_prior.is_there
     assert no_prior.says == "needs the images, which are missing"

@@ -148,7 +148,7 @@ def test_what_ran_with_other_parameters_is_no_result(repository: Path, fake_dvc:
     params.write_text(params.read_text().replace("weight: 0.01", "weight: 0.02"))
     run_git(repository, "commit", "-qam", "another weight")
     outcome = run_all(repository, [one], workers=1)
-    assert "other parameters, versions or plugins" in outcome.failed[one.name]
+    assert "other parameters, versions, plugins or images" in outcome.failed[one.name]
     assert load_all(repository) == {}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import yaml
 from flowprior.config.schema import STAGES
 from flowprior.config.versions import NEUTRAL, VERSIONS
 from flowprior.core.io import ArtifactError, write_json
-from flowprior.experiments import results
+from flowprior.experiments import planned, results
 from flowprior.experiments.planned import Experiment, experiment
 from flowprior.experiments.results import Result, outdated_stages
 
+from ..images.sources import write_tree
 from .conftest import ROOT
 
 
@@ -198,3 +200,29 @@ def test_an_edited_plugin_makes_the_stages_old_that_name_it(repository: Path) ->
     edited = experiment("mine-s0", settings, repository)
     assert outdated_stages(made, edited) == list(STAGES)[3:]
     assert outdated_stages(made, one) == []
+
+
+def test_other_images_make_a_result_old(plain: Experiment, tmp_path: Path) -> None:
+    """Wherever they lie; the digits never change, and of images that are not here nothing is known."""
+    write_tree(tmp_path / "one", ["a", "b"], 10)
+    settings = [
+        "preset=smoke",
+        "images.source=imagefolder",
+        "evaluation.judge=none",
+        "prior.source=gaussian",
+    ]
+
+    def of(folder: str) -> Experiment:
+        planned._images_of.cache_clear()
+        return experiment("own-s0", [*settings, f"images.path={tmp_path / folder}"], ROOT)
+
+    first = of("one")
+    assert first.images
+    made = result_of(first, metrics={"encode_latents.images_digest": first.images})
+    assert outdated_stages(made, first) == []
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    assert outdated_stages(made, of("two")) == []
+    (tmp_path / "two/a/000.png").rename(tmp_path / "two/b/900.png")
+    assert outdated_stages(made, of("two")) == list(STAGES)
+    assert outdated_stages(made, of("none")) == []
+    assert plain.images == ""

@@ -11,6 +11,7 @@ import summary
 from flowprior.config.schema import STAGES as SECTIONS
 from flowprior.config.schema import Params
 from flowprior.config.yaml12 import read_yaml
+from flowprior.images.names import DIGITS_PATH
 
 from .closure import ROOT, plugin_rooms, rooms
 from .workspace import read_committed
@@ -18,6 +19,9 @@ from .workspace import read_committed
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 STAGES = {name: facts for name, facts in PIPELINE["stages"].items() if name != "summary"}
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+IMAGES = "${images.path}"
+OF_IMAGES = ("extract_features",)
+"""Stages that open images through a room."""
 SUMMARY = PIPELINE["stages"]["summary"]
 
 
@@ -30,7 +34,18 @@ def test_deps_are_the_rooms_that_a_stage_imports_and_may_load_from(stage: str) -
     script = f"stages/{stage}.py"
     wanted = {script, *(f"src/flowprior/{room}" for room in rooms(ROOT / script))}
     wanted |= {f"plugins/{room}" for room in plugin_rooms(ROOT / script)}
-    assert {path for path in STAGES[stage]["deps"] if not path.startswith("data/")} == wanted
+    others = {path for path in STAGES[stage]["deps"] if not path.startswith(("data/", "$"))}
+    assert others == wanted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_the_images_of_the_stages_that_read_them(stage: str) -> None:
+    """And of the committed parameters a folder that is in git and never changes."""
+    source = (ROOT / f"stages/{stage}.py").read_text(encoding="utf-8")
+    assert (IMAGES in STAGES[stage]["deps"]) == ("cfg.image_source" in source or stage in OF_IMAGES)
+    committed = read_yaml(ROOT / "params.yaml")["images"]["path"]
+    assert committed == DIGITS_PATH
+    assert [path.name for path in (ROOT / committed).iterdir()] == ["README.md"]
 
 
 def test_every_room_of_plugins_is_there_for_dvc_to_look_at() -> None:

@@ -1,7 +1,10 @@
 """Planned experiments: rows of `tables.yaml` with a seed, each with what it sets and all parameters that result."""
 
+import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,7 @@ class Experiment(NamedTuple):
         settings: `key=value` as for `dvc exp run -S`, each key once.
         params: All parameters that a stage's result depends on, by stage; see `Params.tracked`.
         plugins: Sha256 of the file of each plugin that the parameters name.
+        images: Fixes which images there are today; empty for the digits, and where they cannot be opened here.
     """
 
     name: str
@@ -31,6 +35,7 @@ class Experiment(NamedTuple):
     settings: tuple[str, ...]
     params: Mapping[str, Mapping[str, Any]]
     plugins: Mapping[str, str]
+    images: str = ""
 
 
 class Entry(NamedTuple):
@@ -111,7 +116,21 @@ def experiment(name: str, settings: Sequence[str], root: Path, tree: object = No
         tuple(texts.values()),
         tracked,
         plugin_digests(tracked, root),
+        "" if params.on_digits else _images_of(json.dumps(params.image_source, sort_keys=True)),
     )
+
+
+@cache
+def _images_of(source: str) -> str:
+    """Digest of images, by the arguments of `open_both_splits` as JSON; looked at once in a process."""
+    from flowprior.images.opening import images_digest, open_both_splits
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return images_digest(*open_both_splits(json.loads(source)))
+    except (ValueError, OSError):  # whoever runs the experiment is told
+        return ""
 
 
 def params_with(settings: Sequence[str], root: Path) -> Params:

@@ -24,6 +24,8 @@ CURVES = ("alignment",)
 """Files of metrics/curves/ that results keep."""
 SHEETS = ("samples", "reconstructions")
 """Files of metrics/sheets/ that results keep."""
+IMAGES = "encode_latents.images_digest"
+"""Which images a result is of."""
 COSTS = Path("metrics/costs")
 """What stages write beside their metrics where they run; a stage that came from DVC's cache writes nothing."""
 
@@ -71,7 +73,10 @@ def outdated_stages(result: Result, experiment: Experiment) -> list[str]:
 
     Those whose version, parameters or plugins differ, and all that follow one of them: every stage reads what the one
     before it wrote. A parameter that one side lacks counts as its neutral value.
+    Other images make all of them old.
     """
+    if experiment.images and result.metrics.get(IMAGES) != experiment.images:
+        return list(STAGES)
     for number, stage in enumerate(STAGES):
         then, now = result.params.get(stage, {}), experiment.params[stage]
         if (
@@ -121,7 +126,7 @@ def read_workspace(root: Path, experiment: Experiment, commit: str) -> Result:
     )
     if outdated := outdated_stages(result, experiment):
         raise ArtifactError(
-            f"{experiment.name}: what ran there has other parameters, versions or plugins than what was to run, "
+            f"{experiment.name}: what ran there has other parameters, versions, plugins or images than was to run, "
             f"from {outdated[0]} on"
         )
     return result

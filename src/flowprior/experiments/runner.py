@@ -96,6 +96,7 @@ class Worker:
                 self._clone()
             self._ready = False
             self._reset()
+            self._link_images(experiment)
             settings = dvc_overrides(experiment.settings, read_yaml(self.folder / "params.yaml"))
             run = ["exp", "run", "--name", experiment.name]
             self._dvc(
@@ -155,6 +156,17 @@ class Worker:
         listed = git(self.folder, "for-each-ref", "--format=delete %(refname)", "refs/exps")
         git(self.folder, "update-ref", "--stdin", stdin=listed.encode() + b"\n" if listed else b"")
         shutil.rmtree(self.folder / COSTS, ignore_errors=True)
+
+    def _link_images(self, experiment: Experiment) -> None:
+        """Images that lie in the repository, where git ignores them, are to be found in the clone too."""
+        for params in experiment.params.values():
+            place = params.get("images", {}).get("path")
+            if place and not Path(place).is_absolute():
+                here, there = self.folder / place, self.root / place
+                if there.exists() and not here.exists():
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    here.unlink(missing_ok=True)  # a link that leads nowhere
+                    here.symlink_to(there.resolve())
 
     def _dvc(self, command: Sequence[str], log: IO[bytes], keep: Sequence[int]) -> None:
         log.write(f"$ dvc {' '.join(command)}\n".encode())

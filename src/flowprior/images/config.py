@@ -5,12 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from flowprior.core.section import Section
-from flowprior.images.names import SOURCES
+from flowprior.images.names import DIGITS_PATH, SOURCES
 
 DIGITS_SIZE = 8
 """Pixels along a side of the digits."""
-DIGITS_PATH = "data/images/digits"
-"""What DVC looks at in the place of a folder of images: a folder that never changes."""
 
 
 class Images(Section):
@@ -39,10 +37,6 @@ class Images(Section):
             raise ValueError(
                 f"images.path {self.path!r} is not read with images.source digits; name images.source, imagefolder or "
                 f"webdataset, too (a preset may do that), or leave the path at {DIGITS_PATH}"
-            )
-        if self.source in ("imagefolder", "webdataset") and self.path == DIGITS_PATH:
-            raise ValueError(
-                f"images.source {self.source} needs images.path, the place of your images; {DIGITS_PATH} holds none"
             )
         if self.source == "digits" and self.size != DIGITS_SIZE:
             raise ValueError(

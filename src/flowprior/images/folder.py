@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowprior.images.decoding import EXTENSIONS, EncodedImages, channels_of
-from flowprior.images.listing import HELD_OUT, Listing, Place, cut, no_training, split_name, told
-from flowprior.images.sets import Split, existing_folder
+from flowprior.images.listing import (
+    HELD_OUT,
+    Listing,
+    Place,
+    cut,
+    existing_folder,
+    no_training,
+    split_name,
+    told,
+)
+from flowprior.images.sets import Split
 
 SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
 """What operating systems leave, beside all whose name begins with a dot."""

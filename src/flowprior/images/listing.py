@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flowprior.core.io import digest
+from flowprior.images.names import DIGITS_PATH
 from flowprior.images.sets import Split, split_rows
 
 PROBE_BYTES = 2**10
@@ -182,3 +183,23 @@ def no_training(root: Path, folder: str) -> str:
         f"{root} has the folder {folder} and none for training: put that beside it, or name {root / folder} itself, "
         "and a part of it is held out"
     )
+
+
+def existing_folder(path: str | None, source: str, patterns: bool = False) -> Path:
+    """The folder that a source reads.
+
+    Args:
+        path: As it was named.
+        source: Name of the source.
+        patterns: Whether a pattern with braces or stars will do, too.
+
+    Raises:
+        ValueError: None is named, or there is no such folder.
+    """
+    if path is None or Path(path).as_posix().endswith(DIGITS_PATH):
+        raise ValueError(
+            f"images.source {source!r} needs images.path, the place of your images: -S images.path=..."
+        )
+    if not Path(path).is_dir() and not (patterns and set(path) & set("*?[{")):
+        raise ValueError(f"images.path {path!r} is not a directory")
+    return Path(path)

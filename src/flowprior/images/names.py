@@ -2,6 +2,9 @@
 
 from flowprior.core.registry import Registry
 
+DIGITS_PATH = "data/images/digits"
+"""What DVC looks at in the place of a folder of images, where the digits are used: a folder that never changes."""
+
 SOURCES = Registry(
     "images",
     "source of images",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flowprior.core.io import digest
 from flowprior.images.names import SOURCES
 from flowprior.images.sets import ImageSet, Split
 
@@ -56,6 +57,11 @@ def open_images(
         images.channels = int(images.images([0]).shape[1])
     found: ImageSet = images
     return found
+
+
+def images_digest(train: ImageSet, held_out: ImageSet) -> str:
+    """A few digits that fix which images both splits hold."""
+    return digest([train.digest, held_out.digest])[:16]
 
 
 def open_both_splits(arguments: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:

@@ -85,21 +85,3 @@ def split_rows(labels: Int[Tensor, " n"], split: Split, split_seed: int) -> Int[
         order = torch.randperm(len(rows), generator=rng.generator(split_seed, "split", label))
         held_out[rows[order[: round(len(rows) * VALIDATION_FRACTION)]]] = True
     return (held_out if split == "validation" else ~held_out).nonzero().squeeze(-1)
-
-
-def existing_folder(path: str | None, source: str, patterns: bool = False) -> Path:
-    """The folder that a source reads.
-
-    Args:
-        path: As it was named.
-        source: Name of the source.
-        patterns: Whether a pattern with braces or stars will do, too.
-
-    Raises:
-        ValueError: None is named, or there is no such folder.
-    """
-    if path is None:
-        raise ValueError(f"images.source {source!r} needs images.path")
-    if not Path(path).is_dir() and not (patterns and set(path) & set("*?[{")):
-        raise ValueError(f"images.path {path!r} is not a directory")
-    return Path(path)

@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 from flowprior.core.io import ArtifactError, read_json
 from flowprior.core.tars import tar_members
 from flowprior.images.decoding import EXTENSIONS, EncodedImages, channels_of
-from flowprior.images.listing import HELD_OUT, TRAIN, Listing, Place, cut, no_training, split_name
-from flowprior.images.sets import Split, existing_folder
+from flowprior.images.listing import (
+    HELD_OUT,
+    TRAIN,
+    Listing,
+    Place,
+    cut,
+    existing_folder,
+    no_training,
+    split_name,
+)
+from flowprior.images.sets import Split
 
 CLASSES_FILE = "classes.json"
 """Names of the classes in their order, beside shards whose samples have numbers."""
