@@ -101,6 +101,7 @@ def main(cfg: Params, root: Path) -> None:
             kind="latents",
             provenance=provenance(made_from, "torch", "timm", "numpy"),
             num_classes=train.num_classes,
+            class_names=list(train.class_names),
             mean=moments.mean.tolist(),
             std=moments.std,
         )

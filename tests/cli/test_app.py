@@ -15,8 +15,27 @@ from flowprior.cli.app import main
 from ..pipeline.closure import ROOT
 from .conftest import invoke, mistake, output
 
-COMMANDS = ("config", "plan", "preflight", "sample", "tables", "report", "sync", "prior", "export")
-OF_GROUPS = ("prior fit", "prior check", "prior nll", "prior sample", "export latents")
+COMMANDS = (
+    "config",
+    "plan",
+    "preflight",
+    "sample",
+    "tables",
+    "report",
+    "sync",
+    "prior",
+    "export",
+    "images",
+)
+OF_GROUPS = (
+    "prior fit",
+    "prior check",
+    "prior nll",
+    "prior sample",
+    "export latents",
+    "images import",
+    "images show",
+)
 HEAVY = ("torch", "numpy", "PIL", "pandas", "matplotlib", "mlflow", "dvc", "accelerate")
 
 

@@ -114,9 +114,9 @@ def test_large_and_grey_images_stand_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--label", "4"], "--label 4: .*mar knows the classes 0 to 3"),
-        (["--label", "-1"], "'-1' is not a whole number of at least 0"),
-        (["--label", "cat"], "'cat' is not a whole number"),
+        (["--label", "4"], "--label: label 4: this generator knows the classes 0 to 3"),
+        (["--label", "-1"], "there is no class '-1'; allowed: 0, 1, 2, 3"),
+        (["--label", "cat"], "there is no class 'cat'; allowed: 0, 1, 2, 3"),
         ([], "--label"),
         (["--label", "1", "--num", "0"], "'0' is not a whole number of at least 1"),
         (["--label", "1", "--guidance", "0.5"], "'0.5' is not a number of at least 1"),

@@ -63,3 +63,22 @@ def test_what_cannot_be_is_an_error(data: Path, tmp_path: Path) -> None:  # noqa
         loaded.encode(torch.zeros(8, 8))
     with pytest.raises(ValueError, match=r"bytes, or numbers in \[-1, 1\]"):
         loaded.encode(images().float())
+
+
+def test_classes_are_asked_for_by_name_or_number(data: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A name comes first: a class may be called by a number that is not its own."""
+    generator = Generator.load(data)
+    assert generator.class_names == ("0", "1", "2", "3", "4")
+    generator.class_names = ("Ankle boot", "bag", "Bag", "7", "coat")
+    numbers = {"Ankle boot": 0, "ankle BOOT": 0, "bag": 1, "Bag": 2, "7": 3, "4": 4, 4: 4, 3: 3}
+    assert {label: generator.number_of(label) for label in numbers} == numbers
+    assert generator.number_of(torch.tensor(2)) == 2
+    with pytest.raises(ValueError, match="there is no class 'boot'; .* did you mean 'Ankle boot'"):
+        generator.number_of("boot")
+    with pytest.raises(ValueError, match="there is no class 'BAG'"):
+        generator.number_of("BAG")
+    with pytest.raises(ValueError, match="label 5: this generator knows the classes 0 to 4"):
+        generator.number_of("5")
+    draw = {"iterations": 2, "steps": 2}
+    drawn = generator.sample(["coat", 0], **draw)
+    assert torch.equal(drawn, generator.sample(torch.tensor([4, 0]), **draw))

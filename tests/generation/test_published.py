@@ -49,7 +49,7 @@ def test_a_generator_takes_its_autoencoder_along(data: Path, hub: Hub) -> None: 
     assert torch.equal(
         Generator.from_pretrained(NAME).sample([1, 2], **draw), loaded.sample([1, 2], **draw)
     )
-    assert "| classes | 5 |" in ModelCard(hub.files(NAME)["README.md"].decode()).text
+    assert "| classes | 5: 0, 1, 2, 3, 4 |" in ModelCard(hub.files(NAME)["README.md"].decode()).text
     alone = Autoencoder.from_pretrained(NAME, subfolder="autoencoder")
     whole = Autoencoder.load(data / "autoencoder")
     assert torch.equal(alone.encode(images()), whole.encode(images()))

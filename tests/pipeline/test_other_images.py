@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (repository / "data/images/mine").symlink_to(root / "images")
     assert stages_run(run(["dvc", "repro"], repository)) == STAGES
-    assert "up to date" in run(["dvc", "status"], repository)
+    assert "up to date" in run(["dvc", "status", "dvc.yaml"], repository)
     return repository
 
 
@@ -68,7 +68,7 @@ def move_to_the_other_split(images: Path) -> None:
 
 def stale(repository: Path) -> list[str]:
     """Stages whose images changed, by `dvc status`."""
-    status = json.loads(run(["dvc", "status", "--json"], repository).splitlines()[0])
+    status = json.loads(run(["dvc", "status", "--json", "dvc.yaml"], repository).splitlines()[0])
     return [
         stage
         for stage in STAGES
@@ -119,4 +119,4 @@ def test_what_read_the_images_is_run_again(finished: Path, tmp_path: Path) -> No
     ]
     after = json.loads((finished / "metrics/encode_latents.json").read_text())
     assert after["images_digest"] != before["images_digest"]
-    assert "up to date" in run(["dvc", "status"], finished)
+    assert "up to date" in run(["dvc", "status", "dvc.yaml"], finished)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from flowprior.cli.export import export
+from flowprior.cli.images import images
 from flowprior.cli.prior import prior
 from flowprior.core.extras import missing_extra
 
@@ -77,6 +78,7 @@ for _name in COMMANDS:
     _add(_name)
 app.add_typer(prior, name="prior")
 app.add_typer(export, name="export")
+app.add_typer(images, name="images")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

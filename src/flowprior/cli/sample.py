@@ -14,9 +14,9 @@ SMALL = 64
 
 def sample(
     label: Annotated[
-        list[int],
-        whole_number(
-            0, "Class to draw; may be given more than once, each is a row of the picture."
+        list[str],
+        typer.Option(
+            help="Class to draw, by name or number; may be given more than once, each is a row of the picture."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Picture to write, .png or the like.")],
@@ -41,12 +41,11 @@ def sample(
     from flowprior.generation.loaded import Generator
 
     generator = Generator.load(data, start_accelerator().device)
-    unknown = [one for one in label if one >= generator.num_classes]
-    if unknown:
-        raise ValueError(
-            f"--label {unknown[0]}: {data / 'mar'} knows the classes 0 to {generator.num_classes - 1}"
-        )
-    labels = [one for one in label for _ in range(num)]
+    try:
+        classes = [generator.number_of(one) for one in label]
+    except ValueError as error:
+        raise ValueError(f"--label: {error}") from None
+    labels = [one for one in classes for _ in range(num)]
     images = generator.sample(labels, guidance, seed=seed, iterations=iterations, steps=steps)
     columns = num if len(label) > 1 else math.ceil(math.sqrt(num))
     picture(by_row(images, columns), smallest=SMALL).save(out)

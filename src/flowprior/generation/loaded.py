@@ -1,5 +1,6 @@
 """What the pipeline trained, for one's own code: images to latents and back, labels to images."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,12 +14,15 @@ from flowprior.autoencoder.shape import Shape
 from flowprior.core import rng
 from flowprior.core.artifacts import package_versions
 from flowprior.core.io import read_json
+from flowprior.core.registry import allowed
 from flowprior.core.sharing import CARD, fetch, model_card, packed, push
 from flowprior.core.trained import load_trained
 from flowprior.generation.sampler import AUTOENCODER, GENERATOR, PARTS, Sampler
 
 BATCH = 64
 """Images that are drawn together."""
+SHOWN_CLASSES = 20
+"""Whose names stand on a page."""
 PAPER = "[arXiv:2506.05240](https://arxiv.org/abs/2506.05240)"
 AE_ABOUT = f"""An autoencoder of images whose latents were pulled towards target features, made by the pipeline of
 flowprior ({PAPER})."""
@@ -146,12 +150,14 @@ class Generator:
 
     Attributes:
         num_classes: Labels are 0 .. num_classes - 1.
+        class_names: What they are called.
         folder: What it was read from.
     """
 
     def __init__(self, sampler: Sampler, folder: Path) -> None:
         self._sampler = sampler
         self.num_classes = sampler.num_classes
+        self.class_names = sampler.class_names
         self.folder = folder
 
     @classmethod
@@ -215,7 +221,12 @@ class Generator:
         """
         folders = [self.folder / part for part in PARTS]
         usage = GENERATOR_USAGE.format(name=repo_id)
-        facts = {"trained on": source, "classes": self.num_classes}
+        names = ", ".join(self.class_names[:SHOWN_CLASSES])
+        more = ", ..." if self.num_classes > SHOWN_CLASSES else ""
+        facts: dict[str, object] = {
+            "trained on": source,
+            "classes": f"{self.num_classes}: {names}{more}",
+        }
         card = _card(repo_id, GENERATOR_ABOUT, folders[0], facts, usage, license)
         files = [
             packed(folder, *made, part)
@@ -223,9 +234,33 @@ class Generator:
         ]
         return push({**files[0], **files[1], CARD: card}, repo_id, **options)
 
+    def number_of(self, label: int | str | Tensor) -> int:
+        """The number of a class.
+
+        Args:
+            label: The number, or the class's name, which comes first, in any case where that is clear.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if isinstance(label, str):
+            alike = [i for i, name in enumerate(self.class_names) if name.lower() == label.lower()]
+            if label in self.class_names:
+                return self.class_names.index(label)
+            if len(alike) == 1:
+                return alike[0]
+            if not re.fullmatch(r"[0-9]{1,9}", label):
+                raise ValueError(f"there is no class {label!r}; {allowed(label, self.class_names)}")
+        number = int(label)
+        if not 0 <= number < self.num_classes:
+            raise ValueError(
+                f"label {number}: this generator knows the classes 0 to {self.num_classes - 1}"
+            )
+        return number
+
     def sample(
         self,
-        labels: Sequence[int] | Tensor,
+        labels: Sequence[int | str] | Tensor,
         guidance: float | int = 1.0,
         *,
         seed: int = 0,
@@ -235,7 +270,7 @@ class Generator:
         """An image for each label, on the CPU.
 
         Args:
-            labels: Classes, [b].
+            labels: Classes, [b], as numbers or by their names.
             guidance: Scale of the guidance; 1 is none.
             seed: Equal seeds and labels draw equal images.
             iterations: Passes of the generator; by default all tokens one by one.
@@ -244,12 +279,7 @@ class Generator:
         Raises:
             ValueError: A label that there is not.
         """
-        asked = torch.as_tensor(labels, dtype=torch.int64).flatten()
-        unknown = [int(one) for one in asked if not 0 <= one < self.num_classes]
-        if unknown:
-            raise ValueError(
-                f"label {unknown[0]}: this generator knows the classes 0 to {self.num_classes - 1}"
-            )
+        asked = torch.tensor([self.number_of(one) for one in labels], dtype=torch.int64)
         parts = [
             self._sampler(
                 part,

@@ -28,6 +28,7 @@ class Sampler:
         inputs: Digests of the two artifacts.
         images: Digests of the images that the autoencoder was trained on (`images`) and looked at (`held_out_images`).
         num_classes: Labels are 0 .. num_classes - 1.
+        class_names: What they are called.
         num_tokens: Tokens of an image; no more iterations than these.
 
     Args:
@@ -52,6 +53,8 @@ class Sampler:
             name: value for name, value in autoencoder.inputs.items() if name.endswith("images")
         }
         self.num_classes = int(generator.config["latents"]["num_classes"])
+        numbers = map(str, range(self.num_classes))
+        self.class_names = tuple(generator.config.get("class_names") or numbers)
         self.num_tokens = int(generator.config["latents"]["num_tokens"])
         self._device = device
         self._precision = precision

@@ -38,6 +38,7 @@ class EncodedImages:
     """What trees and shards share: one split, decoded in threads; see `open_images` for damaged ones.
 
     Attributes:
+        places: Where each image is.
         labels: Class of every image, int64 [n].
         num_classes: Number of classes.
         class_names: What they are called.
@@ -54,7 +55,7 @@ class EncodedImages:
     """
 
     def __init__(self, chosen: Cut, size: int, channels: int, max_corrupt: float) -> None:
-        self._places = chosen.places
+        self.places = chosen.places
         self.labels = chosen.labels
         self.class_names = chosen.class_names
         self.num_classes = len(chosen.class_names)
@@ -94,9 +95,9 @@ class EncodedImages:
         raise ValueError(f"no image of class {int(self.labels[row])} can be decoded")
 
     def _decoded(self, row: int, crop: Tensor | None) -> Tensor | None:
-        name = str(self._places[row])
+        name = str(self.places[row])
         try:
-            return decode(self._places[row].read(), self._size, name, crop, self.channels)
+            return decode(self.places[row].read(), self._size, name, crop, self.channels)
         except (ValueError, OSError) as error:
             known = name in self.corrupt
             self.corrupt[name] = str(error)

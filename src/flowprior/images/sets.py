@@ -52,7 +52,7 @@ class WrongImagesError(ValueError):
 
 
 def check_images(images: ImageSet, expected: str | None, artifact: Path, stage: str) -> None:
-    """Stop where an artifact was made from other images than these: DVC does not look into trees of images.
+    """Stop where an artifact was made from other images than these, which DVC sees and a stage run by hand does not.
 
     Args:
         images: As opened now.
