@@ -31,7 +31,7 @@ from flowprior.evaluation.reconstruction import reconstruction_metrics
 from flowprior.figures.grid import save_sheet
 from flowprior.figures.sheets import reconstruction_sheet
 from flowprior.images.opening import images_digest, open_both_splits
-from flowprior.images.sets import SPLITS, check_images
+from flowprior.images.sets import SPLITS, check_images, classes_of
 from flowprior.ops.outcome import record
 from flowprior.ops.tracking import Tracker
 from flowprior.prior.flow_prior import FlowPrior
@@ -100,8 +100,7 @@ def main(cfg: Params, root: Path) -> None:
         writer.close(
             kind="latents",
             provenance=provenance(made_from, "torch", "timm", "numpy"),
-            num_classes=train.num_classes,
-            class_names=list(train.class_names),
+            **classes_of(train),
             mean=moments.mean.tolist(),
             std=moments.std,
         )

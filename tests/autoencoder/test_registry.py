@@ -84,5 +84,5 @@ def test_an_autoencoder_of_ones_own_is_built_with_its_options(
 
 def test_an_unknown_autoencoder_is_told_with_those_that_there_are() -> None:
     config = {"model": "vti", "shape": SMALL._asdict(), "bottleneck": "plain"}
-    with pytest.raises(ValueError, match=r"found 'vti', allowed: vit; did you mean 'vit'"):
+    with pytest.raises(ValueError, match=r"found 'vti', allowed: conv, vit; did you mean 'vit'"):
         autoencoder_from(config)

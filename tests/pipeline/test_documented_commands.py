@@ -48,7 +48,8 @@ def with_results(repository: Path) -> Path:
     """The finished clone with committed figures besides the stages' own: the report and the pages are made of them."""
     for name in ("experiments", "toy", "gpu"):
         shutil.copytree(ROOT / "metrics" / name, repository / "metrics" / name, dirs_exist_ok=True)
-    for path in (ROOT / "metrics/report.md", *(ROOT / "metrics").glob("bench_*.json")):
+    names = ("report.md", "bench_*.json", "own_autoencoder.json", "check_calibration.json")
+    for path in (path for name in names for path in (ROOT / "metrics").glob(name)):
         shutil.copy(path, repository / "metrics")
     run(["git", "add", "-A"], repository)
     run(["git", "commit", "-qm", "figures"], repository)

@@ -3,7 +3,12 @@
 from flowprior.core.registry import Registry
 
 AUTOENCODERS = Registry(
-    "autoencoder", "autoencoder", {"vit": "flowprior.autoencoder.vit:build_autoencoder"}
+    "autoencoder",
+    "autoencoder",
+    {
+        "vit": "flowprior.autoencoder.vit:build_autoencoder",
+        "conv": "flowprior.autoencoder.conv:build_autoencoder",
+    },
 )
 
 BOTTLENECKS = Registry(

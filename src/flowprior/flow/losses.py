@@ -85,7 +85,7 @@ def grouped_loss(
     noise = rng.normal_like(vectors, generator)
     data_groups = group_vectors(vectors, num_groups)
     noise_groups = group_vectors(noise, num_groups)
-    t = stratified_times(len(data_groups), vectors, generator)
+    t = stratified_times(len(data_groups), noise, generator)  # behind the noise, also if compiled
     losses = _in_parts(velocity, data_groups, noise_groups, t)
     return losses.flatten()[: len(vectors)]
 

@@ -37,7 +37,8 @@ def stratified_times(
     less variance.
     """
     strata = rng.permutation(num_groups, like, generator)
-    within = rng.uniform((num_groups,), like, generator)
+    # Made like what was drawn before: a compiler may swap draws that do not depend on one another.
+    within = rng.uniform((num_groups,), strata.to(like.dtype), generator)
     return ((strata + within) / num_groups).to(like.dtype).unsqueeze(-1)
 
 

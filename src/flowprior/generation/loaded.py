@@ -10,34 +10,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flowprior.autoencoder.registry import ImageAutoencoder, autoencoder_from
-from flowprior.autoencoder.shape import Shape
 from flowprior.core import rng
-from flowprior.core.artifacts import package_versions
-from flowprior.core.io import read_json
 from flowprior.core.registry import allowed
-from flowprior.core.sharing import CARD, fetch, model_card, packed, push
+from flowprior.core.sharing import CARD, fetch, packed, push
 from flowprior.core.trained import load_trained
+from flowprior.generation.cards import AE_ABOUT, AE_USAGE, GENERATOR_ABOUT, GENERATOR_USAGE, card_of
 from flowprior.generation.sampler import AUTOENCODER, GENERATOR, PARTS, Sampler
 
 BATCH = 64
 """Images that are drawn together."""
 SHOWN_CLASSES = 20
 """Whose names stand on a page."""
-PAPER = "[arXiv:2506.05240](https://arxiv.org/abs/2506.05240)"
-AE_ABOUT = f"""An autoencoder of images whose latents were pulled towards target features, made by the pipeline of
-flowprior ({PAPER})."""
-AE_USAGE = """from flowprior import Autoencoder
-
-autoencoder = Autoencoder.from_pretrained({name!r})
-latents = autoencoder.encode(images)  # bytes, or numbers in [-1, 1]: [b, c, H, W]
-restored = autoencoder.decode(latents)  # in [-1, 1]"""
-GENERATOR_ABOUT = f"""A generator of images by their class, with the autoencoder whose latents it learned, made by the
-pipeline of flowprior ({PAPER})."""
-GENERATOR_USAGE = """from flowprior import Autoencoder, Generator
-
-generator = Generator.from_pretrained({name!r})
-images = generator.sample([0, 1, 2], guidance=2.0)  # bytes, [3, c, H, W]
-autoencoder = Autoencoder.from_pretrained({name!r}, subfolder="autoencoder")"""
 
 
 class Autoencoder:
@@ -117,7 +100,7 @@ class Autoencoder:
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         usage = AE_USAGE.format(name=repo_id)
-        card = _card(repo_id, AE_ABOUT, self.folder, {"trained on": source}, usage, license)
+        card = card_of(repo_id, AE_ABOUT, self.folder, {"trained on": source}, usage, license)
         return push({**packed(self.folder, *AUTOENCODER), CARD: card}, repo_id, **options)
 
     @torch.no_grad()
@@ -227,7 +210,7 @@ class Generator:
             "trained on": source,
             "classes": f"{self.num_classes}: {names}{more}",
         }
-        card = _card(repo_id, GENERATOR_ABOUT, folders[0], facts, usage, license)
+        card = card_of(repo_id, GENERATOR_ABOUT, folders[0], facts, usage, license)
         files = [
             packed(folder, *made, part)
             for folder, made, part in zip(folders, (AUTOENCODER, GENERATOR), PARTS, strict=True)
@@ -291,30 +274,3 @@ class Generator:
             for index, part in enumerate(asked.split(BATCH))
         ]
         return torch.cat(parts)
-
-
-def _card(
-    repo_id: str,
-    about: str,
-    autoencoder: Path,
-    facts: dict[str, object],
-    usage: str,
-    license: str | None,
-) -> bytes:
-    """A page, with the sizes of an autoencoder among its facts."""
-    config = read_json(autoencoder / "config.json")
-    shape = Shape(**config["shape"])
-    packages = package_versions("flowprior", "torch")
-    return model_card(
-        repo_id.rpartition("/")[2],
-        about,
-        {
-            **facts,
-            "images": f"[{shape.channels}, {shape.image_size}, {shape.image_size}]",
-            "latents": f"[{shape.num_latents}, {shape.latent_dim}], bottleneck {config['bottleneck']}",
-            "made with": ", ".join(f"{name} {version}" for name, version in packages.items()),
-        },
-        usage,
-        license,
-        ("autoencoder", "latent-space"),
-    )

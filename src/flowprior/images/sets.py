@@ -5,7 +5,7 @@ Images are float32 [c, h, w] in [-1, 1]. The sources stand beside this module, t
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -69,6 +69,11 @@ def check_images(images: ImageSet, expected: str | None, artifact: Path, stage: 
             f"are {expected[:12]} and {images.digest[:12]}). If they were meant to change, make it again with "
             f"`dvc repro --force --downstream {stage}`; else restore the images"
         )
+
+
+def classes_of(images: ImageSet) -> dict[str, Any]:
+    """Number and names of the classes, for a manifest."""
+    return {"num_classes": images.num_classes, "class_names": list(images.class_names)}
 
 
 def batches(n: int, size: int) -> Iterator[range]:
