@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: the page of the package, whose links must not be relative, and its addresses.
 
-    FLOWPRIOR_HOME=https://github.com/you/flowprior python -m build
+    FLOWPRIOR_URL=https://github.com/you/flowprior python -m build
 
 Without a home the page has no pictures, and text in the place of links to files of the repository.
 """
@@ -40,7 +40,7 @@ def addresses(home: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    where = os.environ.get("FLOWPRIOR_HOME", "").strip().rstrip("/")
+    where = os.environ.get("FLOWPRIOR_URL", "").strip().rstrip("/")
     setup(
         long_description=package_page(README.read_text(encoding="utf-8"), where),
         long_description_content_type="text/markdown",

@@ -44,12 +44,19 @@ class Hub(ThreadingHTTPServer):
         self.branches[name] = {}
         self.commit(name, "main", {})
 
-    def commit(self, name: str, branch: str, changed: dict[str, bytes]) -> str:
+    def commit(
+        self,
+        name: str,
+        branch: str,
+        changed: dict[str, bytes],
+        deleted: frozenset[str] = frozenset(),
+    ) -> str:
         """A commit on a branch; its hash."""
         before = self.repositories[name].get(self.branches[name].get(branch, ""), {})
         number = str(len(self.repositories[name]))
         commit = hashlib.sha1((name + number).encode()).hexdigest()
-        self.repositories[name][commit] = before | changed
+        after = before | changed
+        self.repositories[name][commit] = {k: v for k, v in after.items() if k not in deleted}
         self.branches[name][branch] = commit
         return commit
 
@@ -107,15 +114,18 @@ class Answer(BaseHTTPRequestHandler):
             hub.branches[found[1]].setdefault(found[2], hub.branches[found[1]]["main"])
             self._json({})
         elif found := re.fullmatch(r"/api/models/(.+)/commit/(.+)", path):
-            changed = {}
+            changed, deleted = {}, set()
             for line in body.decode().splitlines():
                 match json.loads(line):
                     case {"key": "file", "value": {"path": at, "content": content}}:
                         changed[at] = base64.b64decode(content)
                     case {"key": "lfsFile", "value": {"path": at, "oid": oid}}:
                         changed[at] = hub.blobs[oid]
+                    case {"key": "deletedFile", "value": {"path": at}}:
+                        deleted.add(at)
             proposal = "create_pr=1" in self.path
-            commit = hub.commit(found[1], "refs/pr/1" if proposal else found[2], changed)
+            branch = "refs/pr/1" if proposal else found[2]
+            commit = hub.commit(found[1], branch, changed, frozenset(deleted))
             address = f"{hub.url}/{found[1]}"
             self._json(
                 {
@@ -144,6 +154,15 @@ class Answer(BaseHTTPRequestHandler):
         """`/organisation/name/resolve/revision/path`, with the headers that the hub gives."""
         hub = self.server
         hub.asked.append(f"{self.command} {self.path}")
+        if listing := re.fullmatch(r"/api/models/(.+)/tree/([^/?]+)\?.*", self.path):
+            files = hub.files(listing[1], listing[2])
+            self._json(
+                [
+                    {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
+                    for path, content in files.items()
+                ]
+            )
+            return
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
         name = found[1] if found else ""
         hidden = name in hub.private and self._token() != Hub.TOKEN

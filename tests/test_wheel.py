@@ -30,7 +30,7 @@ MOST_PACKAGES = 18
 
 def run(*command: str, cwd: Path, code: int = 0, **variables: str) -> str:
     """A command outside of the tree, so that nothing but what is installed is found; what it says."""
-    ours = ("PYTHONPATH", "VIRTUAL_ENV", "FLOWPRIOR_HOME")
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "FLOWPRIOR_URL")
     plain = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
     done = subprocess.run(command, cwd=cwd, env=plain, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -74,7 +74,7 @@ def test_the_packages_page_has_no_link_that_leads_nowhere(home: str, environment
         out = environment / "dist_of_them"
         sdist = str(next(dist.glob("*.tar.gz")))
         build = (UV, "build", "--quiet", "--wheel", "--out-dir", str(out), sdist)
-        run(*build, cwd=environment, FLOWPRIOR_HOME=home)
+        run(*build, cwd=environment, FLOWPRIOR_URL=home)
         dist = out
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))

@@ -67,6 +67,7 @@ def test_many_classes_are_not_all_listed(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no images" in mistake("images", "show", str(tmp_path / "empty"))
+    assert "is no folder, and no pattern" in mistake("images", "show", str(tmp_path / "typo"))
     new = "--out", str(tmp_path / "new")
     assert "no source to import" in mistake("images", "import", "mnist", *new)
     assert "is not LOW,HIGH" in mistake("images", "import", "array:x.npy", *new, "--range", "1")

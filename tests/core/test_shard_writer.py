@@ -192,6 +192,14 @@ def test_rounding_that_is_small_beside_the_spread_is_not(mean: float, std: float
     assert float((back - vectors).std()) <= 0.05 * std or not std
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-5])
+def test_a_channel_that_carries_nothing_loses_nothing(spread: float) -> None:
+    """Float noise about a constant: of a feature that is off, or of a latent that collapsed onto its bias."""
+    vectors = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    vectors[:, 3] = 0.3 + spread * vectors[:, 3]
+    assert to_float16(vectors).shape == (200, 8)
+
+
 def test_of_a_few_rows_rounding_is_not_judged() -> None:
     assert to_float16(torch.full((3, 2), 2049.0)).tolist() == [[2048.0, 2048.0]] * 3
 

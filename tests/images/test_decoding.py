@@ -383,3 +383,11 @@ def test_grey_images_have_one_channel_where_all_are(tmp_path: Path) -> None:
     asked = ImageFolder(tmp_path / "mixed", "train", 0, 8, channels=1)
     assert asked.images([0]).shape == (1, 1, 8, 8)
     assert ImageFolder(tmp_path / "grey", "train", 0, 8, channels=3).digest != greys.digest
+
+
+def test_a_few_colours_among_many_greys_are_seen(tmp_path: Path) -> None:
+    """Also where every second image is in colour, in their order."""
+    (tmp_path / "a").mkdir()
+    for i in range(400):
+        Image.new("RGB" if i % 2 else "L", (2, 2)).save(tmp_path / "a" / f"{i:03d}.png")
+    assert ImageFolder(tmp_path, "train", 0, 8).channels == 3

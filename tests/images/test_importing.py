@@ -231,3 +231,35 @@ def test_the_held_out_images_of_fashion_mnist(tmp_path: Path) -> None:
     train, held_out = opened(tmp_path / "out", size=28)
     assert (len(train), len(held_out), train.channels) == (8000, 2000, 1)
     assert train.labels.bincount().tolist() == [800] * 10
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+def test_pictures_of_any_mode_keep_their_levels(tmp_path: Path, mode: str) -> None:
+    """16 bits become 8; turned as their EXIF data say."""
+    datasets = pytest.importorskip("datasets")
+    deep = [Image.fromarray(grey.astype(np.uint16) * 257) for grey in GREYS[:10]]
+    features = datasets.Features({"image": datasets.Image(mode=mode)})
+    data = datasets.Dataset.from_dict({"image": deep}, features=features)
+    data.save_to_disk(str(tmp_path / "set"))  # of one split
+    import_images(f"hf:{tmp_path / 'set'}", tmp_path / "out", progress=False)
+    train, held_out = opened(tmp_path / "out")
+    found = {image.tobytes() for one in (train, held_out) for image in pixels(one)}
+    assert found == {image.tobytes() for image in as_shown(GREYS[:10])}
+
+
+def test_labels_that_are_kept_secret_or_are_fractions(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.ClassLabel(names=["a", "b", "c", "d"])
+    features = datasets.Features({"image": datasets.Image(), "label": kinds})
+
+    def part(labels: list[int]) -> object:
+        pictures = [Image.fromarray(image) for image in COLOURS[: len(labels)]]
+        return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+    splits = {"test": part([-1] * 5), "validation": part([0, 1]), "train": part([0, 1, 2, 3] * 3)}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "set"))
+    done = import_images(f"hf:{tmp_path / 'set'}", tmp_path / "out", progress=False)
+    assert done.counts == {"train": 12, "validation": 2}
+    np.savez(tmp_path / "x.npz", x=GREYS, y=CLASSES / 2)
+    with pytest.raises(ValueError, match="labels are whole numbers or names, found float64"):
+        import_images(f"array:{tmp_path}/x.npz", tmp_path / "new")

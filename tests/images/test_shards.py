@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowprior.images.listing import MAX_IMAGE_BYTES
-from flowprior.images.opening import open_images
+from flowprior.images.opening import open_both_splits
 from flowprior.images.shards import WebShards, expand
 
 from ..strangers import CHANGES, FUZZ, changed, frugal, mended, outcome, picture
@@ -81,6 +81,9 @@ def test_a_file_may_name_the_classes_in_their_order(tmp_path: Path) -> None:
     images = WebShards(tmp_path, "train", 0, SIZE)
     assert images.class_names == ("zebra", "ant")
     assert images.labels.tolist() == [1, 0, 1]
+    names.write_text('["1", "2", "3", "0"]', encoding="utf-8")  # numbers, not names
+    images = WebShards(tmp_path, "train", 0, SIZE)
+    assert [images.class_names[label] for label in images.labels] == ["0", "1", "0"]
     names.write_text('["zebra", "yak"]', encoding="utf-8")
     with pytest.raises(ValueError, match=r"classes\.json has 2 names, none for the class '3'"):
         WebShards(tmp_path, "train", 0, SIZE)
@@ -164,32 +167,20 @@ def test_a_word_within_a_word_is_no_split(tmp_path: Path) -> None:
 
 def test_patterns(tmp_path: Path) -> None:
     named(tmp_path, "a-0008.tar", "a-0009.tar", "a-0010.tar", "b-1.tar")
-    both = open_both("webdataset", tmp_path / "a-{0009..0010}.tar")
-    assert sorted(values(both["train"]) + values(both["validation"])) == [
-        10,
-        11,
-        12,
-        13,
-        14,
-        20,
-        21,
-        22,
-        23,
-        24,
-    ]
-    (one,) = [
-        open_images(
-            "webdataset",
-            "validation",
-            split_seed=0,
-            size=SIZE,
-            path=str(tmp_path / "a-*.tar"),
-            held_out=str(tmp_path / "{b}-1.tar"),
-        )
-    ]
-    assert set(values(one)) == {30, 31, 32, 33, 34}
+
+    def opened(**patterns: str) -> list[list[int]]:
+        settings = {"split_seed": 0, "size": SIZE, "path": str(tmp_path), **patterns}
+        return [
+            sorted(values(one)) for one in open_both_splits({"source": "webdataset", **settings})
+        ]
+
+    train, held_out = opened(shards="a-{0009..0010}.tar")
+    assert sorted(train + held_out) == [10, 11, 12, 13, 14, 20, 21, 22, 23, 24]
+    train, held_out = opened(shards="a-*.tar", held_out="{b}-1.tar")
+    assert len(train) == 15
+    assert held_out == [30, 31, 32, 33, 34]
     with pytest.raises(ValueError, match=r"1 of 4 shards are absent, among them .*a-0011\.tar"):
-        open_both("webdataset", tmp_path / "a-{0008..0011}.tar")
+        opened(shards="a-{0008..0011}.tar")
     with pytest.raises(ValueError, match="runs backwards"):
         expand("a-{5..2}.tar")
     assert expand("{a,b}-{08..10}.tar")[:4] == ["a-08.tar", "a-09.tar", "a-10.tar", "b-08.tar"]
@@ -331,3 +322,16 @@ def test_a_web_shard_of_other_bytes_is_refused_or_read(changes: list[Any], mend:
             assert images.num_classes <= 10**6
             _, message = outcome(lambda: images.images(range(len(images))), ValueError)
         assert folder in message or "can be decoded" in message or not message
+
+
+def test_hidden_shards_are_none(tmp_path: Path) -> None:
+    """MacOS leaves `._a.tar` beside `a.tar`."""
+    named(tmp_path, "a.tar")
+    (tmp_path / "._a.tar").write_bytes(b"attributes")
+    assert len(WebShards(tmp_path, "train", 0, SIZE)) == 4
+
+
+def test_a_json_of_a_stranger_cannot_overflow(tmp_path: Path) -> None:
+    members = {"a.png": png(grey(0)), "a.json": b"[" * 60_000}
+    with pytest.raises(ValueError, match=r"the \.json of sample 'a' is not JSON"):
+        WebShards(write_tar(tmp_path, members), "train", 0, SIZE)

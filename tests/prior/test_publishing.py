@@ -77,6 +77,26 @@ def test_targets_stay_at_home_if_asked(prior: FlowPrior, hub: Hub) -> None:  # n
     assert same(prior, loaded)
 
 
+def test_what_a_prior_had_before_and_has_no_more_is_removed(prior: FlowPrior, hub: Hub) -> None:  # noqa: F811
+    """And nothing that was not the prior's."""
+    prior.push_to_hub(NAME, source="a test")
+    hub.commit(NAME, "main", {"notes.txt": b"mine"})
+    assert "targets.safetensors" in hub.files(NAME)
+    prior.push_to_hub(NAME, source="secret", with_targets=False)
+    assert "targets.safetensors" not in hub.files(NAME)
+    assert "notes.txt" in hub.files(NAME)
+
+
+def test_a_hub_that_cannot_be_reached_is_told(
+    prior: FlowPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(RuntimeError, match="cannot be pushed to the hub"):
+        prior.push_to_hub(NAME, source="a test", token=Hub.TOKEN)
+
+
 def test_branches_proposals_and_private_repositories(
     prior: FlowPrior,
     hub: Hub,  # noqa: F811
@@ -161,7 +181,7 @@ def test_a_refusal_of_the_hub_is_told(
     prior: FlowPrior,
     hub: Hub,  # noqa: F811
 ) -> None:
-    with pytest.raises(OSError, match="401"):
+    with pytest.raises(RuntimeError, match=f"{NAME} cannot be pushed to the hub: .*401"):
         prior.push_to_hub(NAME, source="a test", token="hf_wrong")
     with pytest.raises(ValueError, match="Repo id"):
         prior.push_to_hub("no name at all", source="a test")

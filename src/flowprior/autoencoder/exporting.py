@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
-from flowprior.core.artifacts import atomic_dir
+from flowprior.core.artifacts import atomic_dir, new_folder
 from flowprior.core.io import write_json
 from flowprior.core.progress import Progress
 from flowprior.core.shards import ShardReader
@@ -77,9 +77,7 @@ def export_latents(
     """
     if format not in FORMATS:
         raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
-    out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; name a folder that does not, or an empty one")
+    out = new_folder(out)
     source = ShardReader.open(Path(latents).expanduser(), "latents", "the stage `encode_latents`")
     rows, labels = (source.column(split, name) for name in ("latents", "labels"))
     _, _, tokens, dim = rows.shape

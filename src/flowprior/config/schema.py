@@ -161,16 +161,14 @@ class Params(Section):
     def image_source(self) -> dict[str, Any]:
         """The arguments of `flowprior.images.opening.open_images`, but for the split."""
         images = self.images
-        path, held_out = (
-            None if place is None or self.on_digits else str(state_root(find_root()) / place)
-            for place in (images.path, images.held_out)
-        )
+        path = None if self.on_digits else str(state_root(find_root()) / images.path)
         return {
             "source": images.source,
             "split_seed": images.split_seed,
             "size": images.size,
             "path": path,
-            "held_out": held_out,
+            "shards": images.shards,
+            "held_out": images.held_out,
             "channels": images.channels,
             "max_corrupt": images.max_corrupt,
             "options": images.options,

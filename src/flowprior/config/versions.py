@@ -21,6 +21,8 @@ VERSIONS: dict[str, int] = {
 NEUTRAL: dict[str, Any] = {
     "images.options": {},
     "images.channels": None,
+    "images.shards": None,
+    "images.held_out": None,
     "prior.options": {},
     "autoencoder.model": "vit",
     "autoencoder.options": {},
@@ -34,7 +36,7 @@ Lines are only ever added. A result or checkpoint that lacks a parameter counts 
 """
 
 
-PLACES = ("images.path", "images.held_out")
+PLACES = ("images.path",)
 """Parameters that say where something lies: what lies there decides, by its digest."""
 
 

@@ -69,6 +69,18 @@ def atomic_dir(final: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def new_folder(path: str | Path) -> Path:
+    """A folder that may be written: one that does not exist, or is empty.
+
+    Raises:
+        ValueError: There is something.
+    """
+    folder = Path(path).expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{path} exists already; name a folder that does not, or an empty one")
+    return folder
+
+
 def digests(**parts: Any) -> dict[str, str]:
     """The `digest` of each part by its name; parts that are None are left out."""
     return {name: part.digest for name, part in parts.items() if part is not None}

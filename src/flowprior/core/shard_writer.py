@@ -15,6 +15,8 @@ from flowprior.core.shard_format import Array
 FLOAT16_MAX = 65504.0
 ROUNDED_OFF = 0.05
 """Share of a channel's spread that rounding may be: its variance is then right to a quarter of a percent."""
+DEAD = 1e-3
+"""Share of the mean spread below which a channel carries nothing."""
 SPREAD_ROWS = 32
 """Rows below which a spread says nothing."""
 
@@ -169,9 +171,11 @@ def to_float16(vectors: torch.Tensor) -> Array:
     exact = vectors.detach().float().flatten(0, -2)
     if len(exact) >= SPREAD_ROWS:
         spread = (exact - exact.mean(0)).std(0)
+        # A channel that hardly varies beside the others, or beside its own size, says nothing that could be lost.
+        least = torch.maximum(DEAD * spread.square().mean().sqrt(), 1e-6 * exact.abs().mean(0))
         lost = (rounded.float().flatten(0, -2) - exact).std(0) / spread.clamp(min=1e-30)
-        channel = int(lost.masked_fill(spread == 0, 0).argmax())
-        if spread[channel] > 0 and lost[channel] > ROUNDED_OFF:
+        channel = int(lost.masked_fill(spread <= least, 0).argmax())
+        if spread[channel] > least[channel] and lost[channel] > ROUNDED_OFF:
             raise ValueError(
                 f"in float16, rounding would be {float(lost[channel]):.0%} of the spread of channel {channel} (mean "
                 f"{float(exact[:, channel].mean()):.3g}, standard deviation {float(spread[channel]):.3g}); subtract "

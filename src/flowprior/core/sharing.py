@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from flowprior.core.artifacts import MANIFEST, open_artifact
-from flowprior.core.hub import hub_file, hub_package
+from flowprior.core.hub import hub_file, hub_package, one_line
 from flowprior.core.io import read_json
 
 CARD = "README.md"
@@ -91,6 +92,8 @@ def push(
 ) -> str:
     """Put files into a repository of the hub, in one commit; the repository is made if there is none.
 
+    What an artifact of the same place had before and has no more is removed; the repository's history keeps it.
+
     Args:
         files: What goes there, by their paths in the repository.
         repo_id: The repository, `organisation/name`.
@@ -104,26 +107,48 @@ def push(
         The address of the commit, or of the proposal.
 
     Raises:
-        OSError: The hub does not answer, or refuses.
+        ValueError: `repo_id` is no name.
+        RuntimeError: The hub cannot be reached, or refuses.
         ModuleNotFoundError: huggingface_hub is not installed.
     """
     hub = hub_package()
     api = hub.HfApi(token=token, library_name="flowprior")
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    additions = [
-        hub.CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-        for path, content in sorted(files.items())
-    ]
-    made = api.create_commit(
-        repo_id,
-        additions,
-        commit_message=commit_message,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(repo_id, revision=revision))
+        gone = sorted(_of_artifacts(api, repo_id, revision, there, files) - set(files))
+        changes = [hub.CommitOperationDelete(path) for path in gone]
+        changes += [
+            hub.CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in sorted(files.items())
+        ]
+        made = api.create_commit(
+            repo_id,
+            changes,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except hub.errors.HFValidationError as error:
+        raise ValueError(one_line(error)) from None
+    except Exception as error:  # each of the hub's transports raises errors of its own
+        raise RuntimeError(f"{repo_id} cannot be pushed to the hub: {one_line(error)}") from error
     return str(made.pr_url if create_pr else made.commit_url)
+
+
+def _of_artifacts(
+    api: Any, repo_id: str, revision: str | None, there: set[str], files: Mapping[str, object]
+) -> set[str]:
+    """Files that manifests name which are about to be replaced, as far as they are there."""
+    named = set()
+    for path in files:
+        if PurePosixPath(path).name == MANIFEST and path in there:
+            old = Path(api.hf_hub_download(repo_id, path, revision=revision))
+            home = PurePosixPath(path).parent
+            named |= {(home / name).as_posix() for name in _named(old)}
+    return named & there
 
 
 def model_card(

@@ -129,7 +129,12 @@ def _images_of(source: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return images_digest(*open_both_splits(json.loads(source)))
-    except (ValueError, OSError):  # whoever runs the experiment is told
+    except Exception as error:  # also what a source of one's own raises
+        place = json.loads(source)["path"]
+        warnings.warn(
+            f"the images of {place} cannot be opened ({error}): whether results are of them is not known",
+            stacklevel=2,
+        )
         return ""
 
 

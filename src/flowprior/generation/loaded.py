@@ -96,12 +96,13 @@ class Autoencoder:
 
         Raises:
             ValueError: `repo_id` is no name; an `ArtifactError` if the folder is gone or damaged.
-            OSError: The hub cannot be reached or refuses.
+            RuntimeError: The hub cannot be reached or refuses.
             ModuleNotFoundError: huggingface_hub is not installed.
         """
+        files = packed(self.folder, *AUTOENCODER)
         usage = AE_USAGE.format(name=repo_id)
         card = card_of(repo_id, AE_ABOUT, self.folder, {"trained on": source}, usage, license)
-        return push({**packed(self.folder, *AUTOENCODER), CARD: card}, repo_id, **options)
+        return push({**files, CARD: card}, repo_id, **options)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Float[Tensor, "b n d"]:
@@ -199,10 +200,14 @@ class Generator:
 
         Raises:
             ValueError: `repo_id` is no name; an `ArtifactError` if a folder is gone or damaged.
-            OSError: The hub cannot be reached or refuses.
+            RuntimeError: The hub cannot be reached or refuses.
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         folders = [self.folder / part for part in PARTS]
+        files = [
+            packed(folder, *made, part)
+            for folder, made, part in zip(folders, (AUTOENCODER, GENERATOR), PARTS, strict=True)
+        ]
         usage = GENERATOR_USAGE.format(name=repo_id)
         names = ", ".join(self.class_names[:SHOWN_CLASSES])
         more = ", ..." if self.num_classes > SHOWN_CLASSES else ""
@@ -211,10 +216,6 @@ class Generator:
             "classes": f"{self.num_classes}: {names}{more}",
         }
         card = card_of(repo_id, GENERATOR_ABOUT, folders[0], facts, usage, license)
-        files = [
-            packed(folder, *made, part)
-            for folder, made, part in zip(folders, (AUTOENCODER, GENERATOR), PARTS, strict=True)
-        ]
         return push({**files[0], **files[1], CARD: card}, repo_id, **options)
 
     def number_of(self, label: int | str | Tensor) -> int:

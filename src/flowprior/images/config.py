@@ -16,9 +16,11 @@ class Images(Section):
 
     source: Annotated[str, AfterValidator(SOURCES.check)]
     path: str
-    """Folder of the tree, or folder or pattern of the shards; a relative one from the repository's root."""
+    """Folder of the tree or of the shards, which DVC watches; a relative one from the repository's root."""
+    shards: str | None
+    """webdataset: pattern of the training shards in the folder, `train-{0000..0255}.tar`; null: all."""
     held_out: str | None
-    """webdataset: folder or pattern of held-out shards, where they lie elsewhere."""
+    """webdataset: pattern of the held-out shards in the folder; null: by their names, or a part of all."""
     channels: Literal[1, 3] | None
     """Of an image; null: 1 where all are grey, else 3."""
     split_seed: int = Field(ge=0)
@@ -37,6 +39,14 @@ class Images(Section):
             raise ValueError(
                 f"images.path {self.path!r} is not read with images.source digits; name images.source, imagefolder or "
                 f"webdataset, too (a preset may do that), or leave the path at {DIGITS_PATH}"
+            )
+        if self.source in ("digits", "imagefolder") and (self.shards or self.held_out):
+            raise ValueError(
+                f"images.shards and images.held_out are patterns of shards; images.source {self.source} has none"
+            )
+        if self.held_out and not self.shards:
+            raise ValueError(
+                "images.held_out needs images.shards, the pattern of the training shards"
             )
         if self.source == "digits" and self.size != DIGITS_SIZE:
             raise ValueError(

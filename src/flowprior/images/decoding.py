@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowprior.core import rng
 from flowprior.images.listing import Cut, Place
 
 EXTENSIONS = (
@@ -26,7 +27,7 @@ MAX_PIXELS = 2**27
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 """Modes of PIL."""
-LOOKED_AT = 64
+LOOKED_AT = 256
 """Images whose mode decides whether all are taken for grey."""
 DEEP = 2**16 - 1
 """White of 16 bits."""
@@ -119,9 +120,9 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def channels_of(places: Sequence[Place]) -> int:
-    """1 if some images, spread evenly over all, are grey, each of them; else 3."""
-    step = max(1, len(places) // LOOKED_AT)
-    found = [mode for mode in _threads().map(_mode, places[::step]) if mode is not None]
+    """1 if `LOOKED_AT` images, drawn at random, are grey, each of them; else 3."""
+    rows = torch.randperm(len(places), generator=rng.generator(0, "channels"))[:LOOKED_AT]
+    found = [mode for mode in _threads().map(_mode, [places[row] for row in rows]) if mode]
     return 1 if found and all(mode in GREY for mode in found) else 3
 
 
@@ -168,7 +169,7 @@ def decode(
             width, height = opened.size
             if max(width * height, side * side * max(opened.size) // min(opened.size)) > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
-            image = _plain(opened, channels)
+            image = plain(opened, channels)
     except Exception as error:  # PIL raises whatever the damaged bytes provoke
         raise ValueError(f"{name} cannot be decoded as an image: {error}") from None
     # ADM's recipe: halve with a box filter while twice too large, then bicubic, then crop.
@@ -191,10 +192,19 @@ def decode(
     return torch.from_numpy(np.ascontiguousarray((pixels / 127.5 - 1).transpose(2, 0, 1)))
 
 
-def _plain(opened: Any, channels: int) -> Any:
-    """An image of bytes, grey or RGB, upright, without transparency."""
+def plain(opened: Any, channels: int | None = None) -> Any:
+    """An image of PIL's as bytes, grey or RGB, upright, without transparency.
+
+    Args:
+        opened: As PIL opened it.
+        channels: 1 or 3; None keeps grey grey.
+
+    Raises:
+        ValueError: Its pixels are fractions, or integers of more than 16 bits.
+    """
     from PIL import Image, ImageOps
 
+    grey = opened.mode in GREY if channels is None else channels == 1
     with suppress(Exception):  # of damaged EXIF data, in an image that is whole
         opened = ImageOps.exif_transpose(opened)
     if opened.mode.startswith("I"):
@@ -210,4 +220,4 @@ def _plain(opened: Any, channels: int) -> Any:
         opened = opened.convert("RGBA")
         white = Image.new("RGBA", opened.size, (255, 255, 255, 255))
         opened = Image.alpha_composite(white, opened)
-    return opened.convert("L" if channels == 1 else "RGB")
+    return opened.convert("L" if grey else "RGB")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy import ndarray
 
 from flowprior.core.io import load_tensors
-from flowprior.images.listing import split_name
+from flowprior.images.listing import HELD_OUT, TRAIN, split_name
 from flowprior.images.sets import Split
 
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -118,18 +119,24 @@ def read_hugging_face(name: str) -> dict[Split, Part]:
     place = Path(name).expanduser()
     if place.is_dir() and (place / "dataset_dict.json").is_file():
         loaded = datasets.load_from_disk(str(place))
+    elif place.is_dir() and (place / "state.json").is_file():
+        loaded = {"train": datasets.load_from_disk(str(place))}
     else:
         loaded = datasets.load_dataset(str(place) if place.exists() else name)
     found: dict[Split, Part] = {}
-    for key in loaded:
-        split = split_name(key)
+    order = (*TRAIN, *HELD_OUT)
+    for key in sorted(filter(split_name, loaded), key=lambda key: order.index(key.lower())):
+        split, data = split_name(key), loaded[key]
         if split is None or split in found:
             continue
-        data = loaded[key]
         image = _column(data, "Image", ("image", "img"))
         label = _column(
             data, "ClassLabel", ("label", "labels", "class", "fine_label"), needed=False
         )
+        if (
+            label and len(data) and data[0][label] == -1
+        ):  # a test set that keeps its labels to itself
+            continue
         names = getattr(data.features[label], "names", None) if label else None
         found[split] = Part(_rows(data, image, label), len(data), names)
     if "train" not in found:
@@ -167,7 +174,11 @@ def read_arrays(
         with np.load(path, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in opened.files}
     elif path.suffix == ".safetensors":
-        arrays = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
+        tensors = load_tensors(path)
+        arrays = {
+            name: (one.float() if one.dtype == torch.bfloat16 else one).numpy()
+            for name, one in tensors.items()
+        }
     else:
         raise ValueError(f"{path}: arrays are .npy, .npz or .safetensors")
     images = [array for array in arrays.values() if array.ndim in (3, 4)]
@@ -196,6 +207,8 @@ def _of_arrays(
         )
     if labels is not None and labels.shape != (len(images),):
         raise ValueError(f"{name}: {len(images)} images, and labels {list(labels.shape)}")
+    if labels is not None and labels.dtype.kind not in "biuU":
+        raise ValueError(f"{name}: labels are whole numbers or names, found {labels.dtype}")
 
     def samples() -> Iterator[Sample]:
         for number, image in enumerate(images):

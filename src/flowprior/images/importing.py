@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
-from flowprior.core.artifacts import atomic_dir
+from flowprior.core.artifacts import atomic_dir, new_folder
 from flowprior.core.extras import missing_extra
 from flowprior.core.io import write_json
 from flowprior.core.progress import Progress
+from flowprior.images.decoding import plain
 from flowprior.images.importers import (
     Part,
     read_arrays,
@@ -69,9 +70,7 @@ def import_images(
         raise ValueError(
             f"{source!r} is no source to import; name idx:DIR, torchvision:NAME, hf:NAME or array:FILE"
         )
-    out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; name a folder that does not, or an empty one")
+    out = new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     read: Mapping[str, Callable[[], dict[Split, Part]]] = {
         "idx": lambda: read_idx(Path(place).expanduser()),
@@ -136,8 +135,6 @@ def _png(image: Any) -> bytes:
 
     if isinstance(image, ndarray):
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        image = image.convert("RGB")
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    plain(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -20,6 +20,7 @@ PROBE_BYTES = 2**10
 WHOLE_BYTES = 4 * PROBE_BYTES
 """Of a longer file a piece of the middle and one of the end are looked at, to tell it from another of its size."""
 PROBING_THREADS = 16
+AT_ONCE = 4096
 MAX_IMAGE_BYTES = 2**28
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
@@ -147,8 +148,9 @@ def class_names(listing: Listing) -> tuple[str, ...]:
 
 def marks(places: Sequence[Place]) -> list[str]:
     """Pieces of each image, as hexadecimal digits of a hash: another image of the same size has others."""
+    slices = [places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)]
     with ThreadPoolExecutor(PROBING_THREADS, "probes") as threads:
-        return list(threads.map(_mark, places, chunksize=256))
+        return [mark for part in threads.map(lambda s: [*map(_mark, s)], slices) for mark in part]
 
 
 def _mark(place: Place) -> str:
@@ -185,13 +187,8 @@ def no_training(root: Path, folder: str) -> str:
     )
 
 
-def existing_folder(path: str | None, source: str, patterns: bool = False) -> Path:
+def existing_folder(path: str | None, source: str) -> Path:
     """The folder that a source reads.
-
-    Args:
-        path: As it was named.
-        source: Name of the source.
-        patterns: Whether a pattern with braces or stars will do, too.
 
     Raises:
         ValueError: None is named, or there is no such folder.
@@ -200,6 +197,6 @@ def existing_folder(path: str | None, source: str, patterns: bool = False) -> Pa
         raise ValueError(
             f"images.source {source!r} needs images.path, the place of your images: -S images.path=..."
         )
-    if not Path(path).is_dir() and not (patterns and set(path) & set("*?[{")):
+    if not Path(path).is_dir():
         raise ValueError(f"images.path {path!r} is not a directory")
     return Path(path)

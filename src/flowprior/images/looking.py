@@ -45,6 +45,8 @@ def open_place(path: Path, size: int) -> tuple[str, dict[str, EncodedImages], li
     Raises:
         ValueError: Not even training images can be opened.
     """
+    if not path.is_dir() and not set(str(path)) & set("*?[{"):
+        raise ValueError(f"{path} is no folder, and no pattern of shards")
     shards = not path.is_dir() or any(path.glob("*.tar")) or any(path.glob("*/*.tar"))
     make = WebShards if shards else ImageFolder
     found: dict[str, EncodedImages] = {}

@@ -15,6 +15,7 @@ def open_images(
     split_seed: int,
     size: int,
     path: str | None = None,
+    shards: str | None = None,
     held_out: str | None = None,
     channels: int | None = None,
     max_corrupt: float = 0.0,
@@ -28,10 +29,11 @@ def open_images(
         split: `train` or `validation`.
         split_seed: Decides which images are held out; not the seed of a run.
         size: Height and width to deliver.
-        path: The tree, or the folder or pattern of shards; unused for digits. With folders for the splits it is taken
-            as already split.
-        held_out: Folder or pattern of held-out shards, where they lie elsewhere.
-        channels: 1 or 3; None takes 1 where all images are grey.
+        path: The tree or the folder of shards; unused for digits. With folders for the splits it is taken as already
+            split.
+        shards: Pattern of the training shards in the folder.
+        held_out: Pattern of the held-out shards in the folder.
+        channels: 1 or 3; None takes 1 where `flowprior.images.decoding.LOOKED_AT` images are grey.
         max_corrupt: Share of a split that may turn out not to be decodable. The place of such an
             image is taken by the next one of its class; it is warned of and kept in `corrupt`.
         options: Of a source of one's own.
@@ -40,7 +42,7 @@ def open_images(
         ValueError: The source is unknown or empty, the path is missing or none, or the size is not what digits have.
     """
     opener = SOURCES.load(source)
-    asked = {"held_out": held_out, "channels": channels}
+    asked = {"shards": shards, "held_out": held_out, "channels": channels}
     images: Any = opener(
         split,
         path=path,

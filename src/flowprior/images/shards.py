@@ -25,7 +25,8 @@ from flowprior.images.sets import Split
 
 CLASSES_FILE = "classes.json"
 """Names of the classes in their order, beside shards whose samples have numbers."""
-LABEL_BYTES = 2**16
+LABEL_BYTES = 2**20
+"""Of a .cls or .json that are read."""
 KEYS = ("label", "cls", "class")
 """What a sample's .json may call its class."""
 ALL = "all"
@@ -110,7 +111,7 @@ def expand(pattern: str) -> list[str]:
 def _all(root: Path) -> list[Path]:
     """The shards of a folder or pattern."""
     if root.is_dir():
-        shards = sorted(root.glob("*.tar"))
+        shards = sorted(path for path in root.glob("*.tar") if not path.name.startswith("."))
     else:
         names = expand(str(root))
         stars = any(glob.has_magic(name) for name in names)
@@ -187,7 +188,10 @@ def _listing(root: Path, shards: Iterable[Path], more: dict[str, int]) -> Listin
             f"{root}: {without} of {len(classes)} samples have no class, among them {first}"
         )
     order = _order(root)
-    called = [ALL if label is None else _called(label, order, root) for label in classes]
+    if order is not None:
+        known = frozenset(order)
+        classes = [None if each is None else _called(each, order, known, root) for each in classes]
+    called = [ALL if label is None else label for label in classes]
     return Listing(names, called, places, dict(passed_over), order)
 
 
@@ -206,14 +210,13 @@ def _order(root: Path) -> list[str] | None:
     return None
 
 
-def _called(label: str, order: Sequence[str] | None, root: Path) -> str:
-    if order is None or label in order:
+def _called(label: str, order: Sequence[str], names: frozenset[str], root: Path) -> str:
+    """The name of a class: its number counts first, since that is what a list of names is for."""
+    if label.isdigit() and int(label) < len(order):
+        return order[int(label)]
+    if label in names:
         return label
-    if not label.isdigit() or int(label) >= len(order):
-        raise ValueError(
-            f"{root}: {CLASSES_FILE} has {len(order)} names, none for the class {label!r}"
-        )
-    return order[int(label)]
+    raise ValueError(f"{root}: {CLASSES_FILE} has {len(order)} names, none for the class {label!r}")
 
 
 def open_shards(
@@ -224,13 +227,14 @@ def open_shards(
     size: int,
     max_corrupt: float,
     channels: int | None = None,
+    shards: str | None = None,
     held_out: str | None = None,
     **_: Any,
 ) -> WebShards:
     """Shards as a source of images; see `flowprior.images.opening.open_images`."""
-    root = existing_folder(path, "webdataset", patterns=True)
-    elsewhere = None if held_out is None else Path(held_out)
-    return WebShards(root, split, split_seed, size, max_corrupt, channels, elsewhere)
+    root = existing_folder(path, "webdataset")
+    training, others = root / (shards or ""), None if held_out is None else root / held_out
+    return WebShards(training, split, split_seed, size, max_corrupt, channels, others)
 
 
 def _index_shard(shard: Path, passed_over: Counter[str]) -> Iterator[tuple[str, str | None, Place]]:
@@ -277,7 +281,7 @@ def _in_json(content: str, shard: Path, key: str) -> str | None:
     """The class that a sample's .json names; None where it names none."""
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{shard}: the .json of sample {key!r} is not JSON: {error}") from None
     if not isinstance(found, dict):
         return None

@@ -373,7 +373,7 @@ class FlowPrior(Frozen):
             source: What the features are, for the page: "patch tokens of DINOv2 ViT-B/14, ImageNet train".
             license: The hub's word for the licence: `apache-2.0`, `cc-by-nc-4.0`, `other`.
             with_targets: Whether the targets that the prior keeps, up to 20 000 projected features, go along. Without
-                them `check` compares with samples of the flow.
+                them `check` compares with samples of the flow. The history of a repository keeps what it had.
             options: private, revision (a branch), token, commit_message, create_pr.
 
         Returns:
@@ -381,7 +381,7 @@ class FlowPrior(Frozen):
 
         Raises:
             ValueError: The velocity is not one of this package, or `repo_id` is no name.
-            OSError: The hub cannot be reached or refuses.
+            RuntimeError: The hub cannot be reached or refuses.
             ModuleNotFoundError: huggingface_hub is not installed.
         """
         pushed: str = import_module("flowprior.prior.publishing").push_prior(
