@@ -221,12 +221,16 @@ def test_batches_in_one_memory_or_in_a_list_are_taken_one_by_one() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_features_of_every_kind_fit_by_default(name: str) -> None:
-    """Ten thousand vectors, the default settings; the two-sample test against fresh ones."""
+    """Ten thousand vectors, the default settings; two-sample tests against fresh ones, whose mean varies by 0.003."""
     from flowprior.stats.two_sample import classifier_two_sample
 
     prior = FlowPrior.fit(draw(name, 10_000))
-    fresh = prior.project(draw(name, 5000, seed=1)).numpy()
-    samples = prior.sample(5000, torch.Generator().manual_seed(0)).numpy()
-    assert classifier_two_sample(samples, fresh, 0) <= 0.53
+    found = []
+    for seed in range(4):
+        fresh = prior.project(draw(name, 5000, seed=1 + seed)).numpy()
+        samples = prior.sample(5000, torch.Generator().manual_seed(seed)).numpy()
+        found.append(classifier_two_sample(samples, fresh, seed))
+    print(name, found, prior.fitted)
+    assert sum(found) / len(found) <= 0.53
     assert isinstance(prior.fitted, FitReport)
     assert prior.fitted.verdict == "good"

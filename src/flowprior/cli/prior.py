@@ -31,11 +31,11 @@ def fit(
     operator: Annotated[
         str, typer.Option(help="How to get there: random, avg_pool or pca.")
     ] = "random",
-    steps: Annotated[int, whole_number(1, "Steps of the optimiser.")] = 1500,
+    steps: Annotated[int, whole_number(1, "Steps of the optimiser.")] = 2000,
     seed: Annotated[int, whole_number(0, "Equal seeds give equal priors.")] = 0,
     lr: Annotated[float, positive_number("Peak learning rate.")] = 1e-3,
     width: Annotated[int, whole_number(1, "Hidden width of the flow's network.")] = 256,
-    depth: Annotated[int, whole_number(1, "Its residual blocks.")] = 4,
+    depth: Annotated[int, whole_number(1, "Its residual blocks.")] = 3,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a prior that is in --out.")
     ] = False,
