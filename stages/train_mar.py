@@ -75,7 +75,7 @@ def main(cfg: Params, root: Path) -> None:
                     "latents": train.shape._asdict(),
                     "latents_mean": latents.manifest["mean"],
                     "latents_std": latents.manifest["std"],
-                    "class_names": latents.manifest["class_names"],
+                    "class_names": latents.manifest.get("class_names"),
                 },
                 provenance(digests(latents=latents), "torch", "timm"),
             )

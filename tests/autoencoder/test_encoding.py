@@ -18,6 +18,8 @@ class Held:
 
     labels = torch.zeros(11, dtype=torch.int64)
     num_classes = 1
+    class_names = ("all",)
+    channels = 3
     digest = "held"
 
     def __init__(self, *corrupt: str) -> None:

@@ -22,6 +22,7 @@ from PIL import Image
 from flowprior.config.presets import resolve
 from flowprior.config.schema import Params
 from flowprior.config.versions import VERSIONS
+from flowprior.images.names import DIGITS_PATH
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("recorded.json")
@@ -215,7 +216,7 @@ def science(tree: dict[str, Any]) -> dict[str, Any]:
     tree["align"] |= {"objective": "flow_prior", "weight": 0.01, "num_draws": 4, "t_max": 0.95}
     tree["generator"] |= {"model": "mar"}
     tree["guidance"] |= {"scale": 2.0, "schedule": "linear", "low": 0.0, "high": 1.0}
-    tree["images"] |= {"source": "preset", "path": None, "split_seed": 0}
+    tree["images"] |= {"source": "preset", "path": DIGITS_PATH, "split_seed": 0}
     tree["evaluation"] |= {"judge": "preset", "weights": None, "reference": None}
     return tree
 

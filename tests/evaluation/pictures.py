@@ -27,6 +27,8 @@ class HeldOut:
 
     labels = torch.zeros(HELD_OUT, dtype=torch.int64)
     num_classes = 1
+    class_names = ("all",)
+    channels = 3
     digest = "held out"
 
     def __init__(self) -> None:

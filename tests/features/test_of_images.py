@@ -40,6 +40,8 @@ class Numbered:
     def __init__(self, n: int, labels: Sequence[int] | None = None) -> None:
         self.labels = torch.zeros(n, dtype=torch.int64) if labels is None else torch.tensor(labels)
         self.num_classes = 1 + int(self.labels.max())
+        self.class_names = tuple(map(str, range(self.num_classes)))
+        self.channels = 3
         self.corrupt: dict[str, str] = {}
         self.asked: list[int] = []
 
