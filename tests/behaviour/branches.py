@@ -125,6 +125,7 @@ def branches() -> list[Branch]:
 PHOTOGRAPHS = {
     "prior.source": "gaussian",
     "images.source": "imagefolder",
+    "images.path": "data/images/photographs",
     "images.size": 32,
     "prior.encoder": "timm",
     "evaluation.judge": "none",
@@ -147,7 +148,7 @@ def observe(workspace: Path) -> Iterator[tuple[Branch, dict[str, float]]]:
     (workspace / "presets").mkdir(parents=True)
     for name in ("presets/smoke.yaml", "params.yaml", "dvc.yaml"):
         (workspace / name).write_bytes((ROOT / name).read_bytes())
-    write_photographs(workspace / "data/images")
+    write_photographs(workspace / "data/images/photographs")
     first: set[str] = set()
     for branch in branches():
         kept = branch.stage not in first

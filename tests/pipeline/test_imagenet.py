@@ -115,7 +115,7 @@ def shrink(scale: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory, inception_weights: Path) -> Path:
-    """A clone with images at data/images, in which the whole experiment has run on two ranks."""
+    """A clone with images at data/images/imagenet, in which the whole experiment has run on two ranks."""
     folder = tmp_path_factory.mktemp("miniature")
     write_transformer(
         folder / "features",
@@ -152,12 +152,13 @@ def repository(tmp_path_factory, inception_weights: Path) -> Path:
         sample_eval__final_head_steps=2,
     )
     write_images(folder / "images")
-    (target / "data/images").symlink_to(folder / "images")
+    (target / "data/images/imagenet").symlink_to(folder / "images")
     path = target / "presets/imagenet.yaml"
     scale = shrink(yaml.safe_load(path.read_text(encoding="utf-8")))
     path.write_text(yaml.safe_dump(scale, sort_keys=False), encoding="utf-8")
     run(["git", "commit", "-qam", "miniature"], target)
-    output = run(["env", TWO_RANKS, "dvc", "exp", "run", "-S", "preset=imagenet"], target)
+    settings = ("-S", "preset=imagenet", "-S", "images.path=data/images/imagenet")
+    output = run(["env", TWO_RANKS, "dvc", "exp", "run", *settings], target)
     assert stages_run(output) == STAGES
     assert "another image of its class takes its place" in output
     return target
