@@ -235,7 +235,7 @@ def test_one_and_two_ranks_give_the_same_curve(repository: Path, stage: str) -> 
 
 def test_other_images_stop_the_stages_behind(repository: Path) -> None:
     """One image more; extract_features would take it, the stages whose inputs are of the old listing do not."""
-    late = repository / "data/images/n00000002/late.JPEG"
+    late = repository / "data/images/imagenet/n00000002/late.JPEG"
     Image.new("RGB", (40, 40)).save(late)
     try:
         for stage, made_by in (("train_ae", "extract_features"), ("sample_eval", "train_ae")):
