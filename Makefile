@@ -67,8 +67,9 @@ plan: setup
 	@flowprior plan --preset "$(PRESET)" $(PLAN)
 
 # Whether all that a run will need is there, before it starts; fills the caches of weights.
+# make preflight PRESET=imagenet PREFLIGHT='--images /datasets/imagenet'
 preflight: setup
-	@flowprior preflight --preset "$(PRESET)"
+	@flowprior preflight --preset "$(PRESET)" $(PREFLIGHT)
 
 setup: $(STAMP)
 

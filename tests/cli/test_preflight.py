@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from ..images.sources import write_tree
 from .conftest import invoke, mistake, output
 
 
@@ -48,3 +49,14 @@ def test_what_is_missing_is_named_and_the_status_is_1(project: Path) -> None:
 def test_a_mistake_in_the_parameters_is_a_line_and_status_2(project: Path) -> None:
     said = mistake("preflight", "--preset", "smok")
     assert said.startswith("the parameters cannot be used: preset: found 'smok', allowed: ")
+
+
+def test_images_may_lie_elsewhere(project: Path, tmp_path: Path) -> None:
+    """As with `-S images.path`, before anything is run."""
+    configure(project, images={"source": "imagefolder"}, prior={"source": "gaussian"})
+    configure(project, evaluation={"judge": "none"})
+    write_tree(tmp_path / "mine", ["a", "b"], 10)
+    result = invoke("preflight", "--preset", "smoke")
+    assert "images.source 'imagefolder' needs images.path" in result.stdout
+    said = output("preflight", "--preset", "smoke", "--images", str(tmp_path / "mine"))
+    assert "images: 16 train and 4 validation, 2 classes" in said

@@ -15,6 +15,10 @@ def preflight(
         str | None,
         typer.Option(metavar="NAME", help="A file of presets/; by default that of params.yaml."),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="images.path; by default that of params.yaml."),
+    ] = None,
 ) -> None:
     """Look whether all is there that a run will need.
 
@@ -22,7 +26,7 @@ def preflight(
     exit status is 1 where something is missing.
     """
     try:
-        cfg = params_with(find_root(), preset)
+        cfg = params_with(find_root(), preset, images)
     except ParamsError as error:
         raise unusable(error) from None
 

@@ -8,12 +8,13 @@ from flowprior.config.schema import Params
 from flowprior.config.yaml12 import read_yaml
 
 
-def params_with(root: Path, preset: str | None) -> Params:
-    """What a run with `-S preset=<preset>` would have.
+def params_with(root: Path, preset: str | None, images: str | None = None) -> Params:
+    """What a run with `-S preset=<preset> -S images.path=<images>` would have.
 
     Args:
         root: The repository.
         preset: A file of presets/; None for that of params.yaml.
+        images: Where the images are; None for where params.yaml says.
 
     Raises:
         ParamsError: There is no such preset, or a file cannot be used.
@@ -21,6 +22,8 @@ def params_with(root: Path, preset: str | None) -> Params:
     tree = read_yaml(root / "params.yaml")
     if preset is not None and isinstance(tree, Mapping):
         tree = {**tree, "preset": preset}
+    if images is not None and isinstance(tree, Mapping):
+        tree = {**tree, "images": {**tree.get("images", {}), "path": images}}
     return resolve(root, tree).params
 
 
