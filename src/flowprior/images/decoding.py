@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowprior.core import rng
-from flowprior.images.listing import Cut, Place
+from flowprior.images.listing import Listing, Place, cut
+from flowprior.images.sets import Split
 
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"
@@ -49,13 +51,34 @@ class EncodedImages:
         passed_over: What lies there and was not taken: how many by what they are.
 
     Args:
-        chosen: The split.
+        kind: Of the source; the digest fixes it.
+        listing: Of the split itself where the source comes split, else of all images.
+        training: Of the training split, where the source comes split; see `cut`.
+        base: The place, for messages.
+        split: Which one.
+        split_seed: Decides what is held out where the source does not come split.
         size: Height and width to deliver.
-        channels: 1 or 3.
+        channels: 1 or 3; None takes 1 where the training images are grey.
         max_corrupt: Share that may turn out not to be decodable.
+
+    Raises:
+        ValueError: The split is empty, or has classes that the training images lack.
     """
 
-    def __init__(self, chosen: Cut, size: int, channels: int, max_corrupt: float) -> None:
+    def __init__(
+        self,
+        kind: str,
+        listing: Listing,
+        training: Listing | None,
+        base: Path,
+        split: Split,
+        split_seed: int,
+        size: int,
+        channels: int | None,
+        max_corrupt: float,
+    ) -> None:
+        channels = channels or channels_of((training or listing).places)
+        chosen = cut(listing, training, str(base), split, split_seed, (kind, size, channels))
         self.places = chosen.places
         self.labels = chosen.labels
         self.class_names = chosen.class_names
@@ -132,9 +155,7 @@ def _mode(place: Place) -> str | None:
     try:
         with Image.open(io.BytesIO(place.read()), formats=FORMATS) as opened:
             return str(opened.mode)
-    except (
-        Exception
-    ):  # PIL raises whatever the damaged bytes provoke; it is counted when it is needed
+    except Exception:  # whatever damaged bytes provoke; they are counted when they are needed
         return None
 
 

@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowprior.images.decoding import EXTENSIONS, EncodedImages, channels_of
+from flowprior.images.decoding import EXTENSIONS, EncodedImages
 from flowprior.images.listing import (
+    ALL,
     HELD_OUT,
     Listing,
     Place,
-    cut,
     existing_folder,
     no_training,
     split_name,
@@ -20,8 +20,6 @@ from flowprior.images.sets import Split
 
 SYSTEM = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found")
 """What operating systems leave, beside all whose name begins with a dot."""
-ALL = "all"
-"""The one class of images that lie in no folder of a class."""
 NO_IMAGE = "folders without an image"
 BESIDE = "folders beside those of the splits"
 DEAD_LINKS = "links that lead nowhere"
@@ -62,10 +60,9 @@ class ImageFolder(EncodedImages):
         training = None
         if bases.held_out is not None:
             training = listing if split == "train" else _listing(bases.train, {})
-        channels = channels or channels_of((training or listing).places)
-        identity = "imagefolder", size, channels
-        chosen = cut(listing, training, str(base), split, split_seed, identity)
-        super().__init__(chosen, size, channels, max_corrupt)
+        super().__init__(
+            "imagefolder", listing, training, base, split, split_seed, size, channels, max_corrupt
+        )
 
 
 class _Bases(NamedTuple):

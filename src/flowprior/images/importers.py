@@ -133,9 +133,7 @@ def read_hugging_face(name: str) -> dict[Split, Part]:
         label = _column(
             data, "ClassLabel", ("label", "labels", "class", "fine_label"), needed=False
         )
-        if (
-            label and len(data) and data[0][label] == -1
-        ):  # a test set that keeps its labels to itself
+        if label and len(data) and data[0][label] == -1:  # a test set that keeps its labels
             continue
         names = getattr(data.features[label], "names", None) if label else None
         found[split] = Part(_rows(data, image, label), len(data), names)

@@ -21,8 +21,11 @@ WHOLE_BYTES = 4 * PROBE_BYTES
 """Of a longer file a piece of the middle and one of the end are looked at, to tell it from another of its size."""
 PROBING_THREADS = 16
 AT_ONCE = 4096
+"""Images that a thread looks at in one go."""
 MAX_IMAGE_BYTES = 2**28
 TRAIN = ("train", "training")
+ALL = "all"
+"""The one class of images that have none."""
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
 """What splits are called, in any case; of several that could be held out the first is."""
 

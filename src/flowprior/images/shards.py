@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from flowprior.core.io import ArtifactError, read_json
 from flowprior.core.tars import tar_members
-from flowprior.images.decoding import EXTENSIONS, EncodedImages, channels_of
+from flowprior.images.decoding import EXTENSIONS, EncodedImages
 from flowprior.images.listing import (
+    ALL,
     HELD_OUT,
     TRAIN,
     Listing,
     Place,
-    cut,
     existing_folder,
     no_training,
     split_name,
@@ -29,8 +29,6 @@ LABEL_BYTES = 2**20
 """Of a .cls or .json that are read."""
 KEYS = ("label", "cls", "class")
 """What a sample's .json may call its class."""
-ALL = "all"
-"""The one class of samples without any."""
 WORDS = re.compile(r"[a-z]+")
 
 
@@ -70,10 +68,9 @@ class WebShards(EncodedImages):
         training = None
         if shards.held_out is not None:
             training = listing if split == "train" else _listing(root, shards.train, {})
-        channels = channels or channels_of((training or listing).places)
-        identity = "webdataset", size, channels
-        chosen = cut(listing, training, str(root), split, split_seed, identity)
-        super().__init__(chosen, size, channels, max_corrupt)
+        super().__init__(
+            "webdataset", listing, training, root, split, split_seed, size, channels, max_corrupt
+        )
 
 
 class _Shards(NamedTuple):
