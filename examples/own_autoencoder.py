@@ -127,7 +127,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write what was measured")
     asked = parser.parse_args()
     images, held_out = digits()
-    prior = FlowPrior.fit(features_of(images), dim=DIM, operator="pca", width=128, depth=2)
+    fit = {"steps": 1500, "width": 128, "depth": 2}
+    prior = FlowPrior.fit(features_of(images), dim=DIM, operator="pca", **fit)
     print(prior.fitted)
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in range(asked.seeds):
